@@ -1,0 +1,101 @@
+//! Reference counts as recounted: a byte a block, in pieces the size of a bitmap.
+//!
+//! Only regions that were declared beforehand can hold counts, and a region takes memory when the
+//! first reference into it is counted. So a wild block number costs nothing, and the memory is at most
+//! four times that of the bitmaps on disk, plus an entry for each block with 255 references or more.
+
+use std::collections::BTreeMap;
+
+use crate::layout::{BITMAP_ENTRIES, BITMAP_ENTRIES_U64};
+
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    regions: BTreeMap<u64, Option<Box<[u8]>>>,
+    /// Full counts of the blocks whose byte says 255.
+    large: BTreeMap<u64, u32>,
+    used: u64,
+}
+
+impl Counts {
+    /// Allows blocks of bitmap number `region` to be counted.
+    pub(crate) fn declare(&mut self, region: u64) {
+        self.regions.entry(region).or_default();
+    }
+
+    /// Counts a reference to `block`, if its region was declared.
+    pub(crate) fn add(&mut self, block: u64) {
+        let Some(region) = self.regions.get_mut(&(block / BITMAP_ENTRIES_U64)) else {
+            return;
+        };
+        let bytes = region.get_or_insert_with(|| vec![0; BITMAP_ENTRIES].into_boxed_slice());
+        let byte = &mut bytes[position(block)];
+        if *byte == 0 {
+            self.used += 1;
+        }
+        if *byte < u8::MAX {
+            *byte += 1;
+        }
+        if *byte == u8::MAX {
+            let large = self.large.entry(block).or_insert(u32::from(u8::MAX) - 1);
+            *large = large.saturating_add(1);
+        }
+    }
+
+    /// The references to `block` that were counted.
+    pub(crate) fn get(&self, block: u64) -> u32 {
+        let region = self
+            .regions
+            .get(&(block / BITMAP_ENTRIES_U64))
+            .and_then(Option::as_ref);
+        match region.map_or(0, |bytes| bytes[position(block)]) {
+            u8::MAX => self
+                .large
+                .get(&block)
+                .copied()
+                .unwrap_or(u32::from(u8::MAX)),
+            small => u32::from(small),
+        }
+    }
+
+    /// Blocks with at least one reference.
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+}
+
+/// Where in its bitmap `block` is.
+fn position(block: u64) -> usize {
+    let Ok(position) = usize::try_from(block % BITMAP_ENTRIES_U64) else {
+        unreachable!("less than 16320")
+    };
+    position
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_beyond_a_byte() {
+        let mut counts = Counts::default();
+        counts.declare(1);
+        for expected in 1..=1000 {
+            counts.add(16321);
+            assert_eq!(counts.get(16321), expected);
+        }
+        assert_eq!(counts.used(), 1);
+        assert_eq!(counts.get(16320), 0);
+    }
+
+    #[test]
+    fn undeclared_regions_take_nothing() {
+        let mut counts = Counts::default();
+        counts.declare(0);
+        counts.add(u64::MAX);
+        counts.add(16320);
+        assert_eq!(
+            (counts.get(u64::MAX), counts.get(16320), counts.used()),
+            (0, 0, 0)
+        );
+    }
+}

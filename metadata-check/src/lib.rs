@@ -1,0 +1,48 @@
+//! Verifies and dumps thin pool metadata, sharing no code with the crate that writes it.
+//!
+//! [`check`] walks everything reachable from the superblock, recounts every reference and compares
+//! the result with what the pool says of itself. It only reads, never panics on what it reads, never
+//! stops at the first fault, and reads each mapping node once however often it is shared.
+//! [`dump`] writes the mappings as the XML that `thin_restore` reads.
+//!
+//! Both need metadata that holds still: a pool that is not in use, or a pinned commit of a live one,
+//! given as its superblock, whose blocks are not reused meanwhile.
+//!
+//! Memory is bounded by the metadata itself: one byte for each data block that a reachable bitmap
+//! covers, about 48 bytes for each metadata block in a touched region, and the nodes of the small
+//! trees. No length read from disk is believed before something else bounds it.
+//!
+//! ```no_run
+//! let metadata = std::fs::File::open("/var/lib/pool/metadata")?;
+//! let report = metadata_check::check(&metadata, &metadata_check::CheckOptions::default());
+//! for finding in &report.findings {
+//!     eprintln!("{finding}");
+//! }
+//! assert!(report.is_sound());
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! Reading order: `layout`, `superblock` and `node` know where the bytes are; `tree` walks; `mapping`,
+//! `devices` and `space_map` compare; `check` puts them in order.
+
+mod affected;
+mod check;
+mod checker;
+mod counts;
+mod devices;
+mod dump;
+mod finding;
+mod layout;
+mod mapping;
+mod node;
+mod report;
+mod source;
+mod space_map;
+mod superblock;
+mod tree;
+
+pub use check::{CheckOptions, check};
+pub use dump::{DumpError, DumpOptions, dump};
+pub use finding::{BlockKind, Finding, FindingKind, Role, Severity, SpaceMap};
+pub use report::{Device, Progress, Report, Summary};
+pub use source::BlockSource;

@@ -1,0 +1,210 @@
+//! Pools made by the kernel are sound, and are dumped exactly as `thin_dump` does.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
+
+use metadata_check::{CheckOptions, DumpError, DumpOptions, Role, check, dump};
+use support::{Image, POOLS, unpack};
+
+#[test]
+fn kernel_pools_are_sound() {
+    for pool in POOLS {
+        let image = Image::of(pool);
+        let report = image.check();
+        let texts: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, Vec::<String>::new(), "{pool}");
+        assert!(report.is_sound() && !report.is_damaged(), "{pool}");
+        assert_eq!(report.needs_check, pool == "8-needs-check", "{pool}");
+        let summary = report.superblock.expect("a summary");
+        let root = |offset| image.u64(0, offset);
+        assert_eq!(summary.data_blocks, root(64), "{pool}");
+        assert_eq!(summary.data_blocks_used, root(72), "{pool}");
+        assert_eq!(summary.metadata_blocks, root(192), "{pool}");
+        assert_eq!(summary.metadata_blocks_used, root(200), "{pool}");
+        assert!(
+            report.devices.iter().all(|device| !device.damaged),
+            "{pool}"
+        );
+        let reads = image.take_reads();
+        assert!(
+            reads.values().all(|count| *count == 1),
+            "{pool}: blocks are read once"
+        );
+        // All that is in use has been looked at.
+        assert_eq!(
+            u64::try_from(reads.len()).unwrap(),
+            summary.metadata_blocks_used,
+            "{pool}"
+        );
+    }
+}
+
+#[test]
+fn devices_are_as_recorded() {
+    for pool in POOLS {
+        let report = Image::of(pool).check();
+        let xml = String::from_utf8(unpack(pool, "thin_dump.xml.zst")).unwrap();
+        let mut recorded = Vec::new();
+        for line in xml.lines().filter(|line| line.contains("<device ")) {
+            let mut numbers = line
+                .split('"')
+                .skip(1)
+                .step_by(2)
+                .map(|n| n.parse::<u64>().unwrap());
+            recorded.push([(); 5].map(|()| numbers.next().unwrap()));
+        }
+        let found: Vec<[u64; 5]> = report
+            .devices
+            .iter()
+            .map(|d| {
+                let times = (u64::from(d.creation_time), u64::from(d.snapshotted_time));
+                [
+                    u64::from(d.id),
+                    d.mapped_blocks,
+                    d.transaction_id,
+                    times.0,
+                    times.1,
+                ]
+            })
+            .collect();
+        assert_eq!(found, recorded, "{pool}");
+        let status = String::from_utf8(unpack_plain(pool, "expected.json")).unwrap();
+        for device in &report.devices {
+            assert_eq!(
+                device.highest_mapped.is_none(),
+                device.mapped_blocks == 0,
+                "{pool}"
+            );
+        }
+        assert!(!status.is_empty());
+    }
+}
+
+fn unpack_plain(pool: &str, file: &str) -> Vec<u8> {
+    let base = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(
+        base.join("../tests/fixtures/kernel-pools")
+            .join(pool)
+            .join(file),
+    )
+    .unwrap()
+}
+
+#[test]
+fn dumps_are_as_recorded() {
+    for pool in POOLS {
+        let mut xml = Vec::new();
+        dump(&Image::of(pool), &DumpOptions::default(), &mut xml).unwrap();
+        assert!(xml == unpack(pool, "thin_dump.xml.zst"), "{pool}");
+    }
+    let (pool, options) = (
+        "6-grown-held-origin",
+        DumpOptions {
+            held: true,
+            superblock: None,
+        },
+    );
+    let mut xml = Vec::new();
+    dump(&Image::of(pool), &options, &mut xml).unwrap();
+    assert!(xml == unpack(pool, "thin_dump_held.xml.zst"));
+}
+
+#[test]
+fn dumping_an_absent_snapshot_is_refused() {
+    let options = DumpOptions {
+        held: true,
+        superblock: None,
+    };
+    let result = dump(&Image::of("1-empty"), &options, &mut Vec::new());
+    assert!(
+        matches!(result, Err(DumpError::NoMetadataSnapshot)),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_damaged_pool_is_not_dumped() {
+    let mut image = Image::of("3-snapshots");
+    image.put_raw(108, 2048, &[0xFF]);
+    let Err(DumpError::Damaged(finding)) = dump(&image, &DumpOptions::default(), &mut Vec::new())
+    else {
+        panic!("dumped although a node is damaged")
+    };
+    assert_eq!(finding.block, Some(108));
+}
+
+#[test]
+fn a_pinned_superblock_replaces_block_0() {
+    let mut image = Image::of("3-snapshots");
+    let pinned = image.block(0);
+    image.put_raw(0, 0, &[0; 4096]);
+    let options = CheckOptions {
+        superblock: Some(&pinned),
+        ..CheckOptions::default()
+    };
+    assert!(check(&image, &options).is_sound());
+    assert!(!image.take_reads().contains_key(&0));
+    let mut xml = Vec::new();
+    dump(
+        &image,
+        &DumpOptions {
+            superblock: Some(&pinned),
+            held: false,
+        },
+        &mut xml,
+    )
+    .unwrap();
+    assert!(xml == unpack("3-snapshots", "thin_dump.xml.zst"));
+}
+
+#[test]
+fn a_file_is_a_source() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&unpack("2-single", "metadata.bin.zst"))
+        .unwrap();
+    assert!(check(&file, &CheckOptions::default()).is_sound());
+    file.set_len(4096).unwrap();
+    assert!(check(&file, &CheckOptions::default()).is_damaged());
+    let closed = File::open("/dev/null").unwrap();
+    assert!(
+        check(&closed, &CheckOptions::default())
+            .superblock
+            .is_none()
+    );
+}
+
+#[test]
+fn progress_ends_with_everything_read() {
+    let last = std::cell::Cell::new((0, 0));
+    let image = Image::of("4-deep");
+    let progress = |p: metadata_check::Progress| last.set((p.blocks_read, p.blocks_expected));
+    let options = CheckOptions {
+        progress: &progress,
+        ..CheckOptions::default()
+    };
+    assert!(check(&image, &options).is_sound());
+    // The superblock is read before there is anything to count.
+    assert_eq!(last.get().0 + 1, last.get().1);
+}
+
+#[test]
+fn roles_have_names_of_their_own() {
+    let roles = [
+        Role::TopLevel,
+        Role::Mapping,
+        Role::Details,
+        Role::DataIndex,
+        Role::DataOverflow,
+    ];
+    assert_eq!(
+        roles
+            .iter()
+            .map(ToString::to_string)
+            .collect::<BTreeSet<_>>()
+            .len(),
+        roles.len()
+    );
+}
