@@ -1,0 +1,244 @@
+//! A device's mappings in memory: where requests look blocks up.
+//!
+//! Mappings are held in *chunks* of 512, loaded from the last commit when first needed and evicted
+//! again when memory is short. A lookup in a loaded chunk is one atomic load; nothing is ever
+//! looked up in the trees on behalf of a request.
+//!
+//! A change is made here first and marked; commits collect what is marked and bring it into the
+//! trees. Three facts keep a loaded chunk true without any lock between loading and committing:
+//! - a change is made only in a loaded chunk, so what is not loaded has no change pending;
+//! - a chunk with changes that are not durable yet is *pinned* and never evicted;
+//! - it is unpinned only after the commit that made them durable is the one that loading reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::metadata::Change;
+use crate::trees::Mapping;
+use crate::units::{DataBlock, VirtualBlock};
+
+/// Mappings in a chunk: 4 KiB of them.
+pub(crate) const CHUNK_BLOCKS: usize = 512;
+
+/// How many chunks a pool holds before it evicts: 64 MiB of mappings, 512 GiB of data.
+pub(crate) const CHUNKS_MAX: usize = 16_384;
+
+const UNMAPPED: u64 = u64::MAX;
+
+/// The chunk a virtual block is in, by index.
+pub(crate) fn chunk_of(block: VirtualBlock) -> u64 {
+    block.0 / CHUNK_BLOCKS as u64
+}
+
+/// The first virtual block of a chunk.
+pub(crate) fn first_block(chunk: u64) -> VirtualBlock {
+    VirtualBlock(chunk * CHUNK_BLOCKS as u64)
+}
+
+fn slot_of(block: VirtualBlock) -> usize {
+    usize::try_from(block.0 % CHUNK_BLOCKS as u64).unwrap_or(0)
+}
+
+/// 512 neighbouring mappings of a device.
+pub(crate) struct Chunk {
+    slots: Box<[AtomicU64; CHUNK_BLOCKS]>,
+    /// Slots changed since the last collection, one bit each.
+    changed: Mutex<[u64; CHUNK_BLOCKS / 64]>,
+    /// One for marked changes, and one for each collection whose commit is not durable yet.
+    pins: AtomicU32,
+    used: AtomicBool,
+}
+
+impl Chunk {
+    /// A chunk with these mappings, as (slot's block, mapping).
+    pub(crate) fn new(mappings: &[(VirtualBlock, Mapping)]) -> Self {
+        let slots = Box::new([const { AtomicU64::new(UNMAPPED) }; CHUNK_BLOCKS]);
+        for (block, mapping) in mappings {
+            slots[slot_of(*block)].store(mapping.pack(), Ordering::Relaxed);
+        }
+        Chunk {
+            slots,
+            changed: Mutex::default(),
+            pins: AtomicU32::new(0),
+            used: AtomicBool::new(true),
+        }
+    }
+
+    /// A data block at or beyond `total` that it maps.
+    pub(crate) fn first_beyond(&self, total: u64) -> Option<u64> {
+        let packed = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let mapped = packed.filter(|packed| *packed != UNMAPPED);
+        mapped
+            .map(|packed| Mapping::unpack(packed).block.0)
+            .find(|block| *block >= total)
+    }
+
+    /// The mapping of a block of this chunk.
+    pub(crate) fn get(&self, block: VirtualBlock) -> Option<Mapping> {
+        let packed = self.slots[slot_of(block)].load(Ordering::Acquire);
+        (packed != UNMAPPED).then(|| Mapping::unpack(packed))
+    }
+}
+
+/// What a change did to the mapping before it.
+pub(crate) struct Replaced {
+    /// The mapping before.
+    pub(crate) before: Option<Mapping>,
+    /// Its block, when no commit has ever seen it: no tree will give it back.
+    pub(crate) never_collected: Option<DataBlock>,
+}
+
+/// Changes of one device, taken for a commit.
+pub(crate) struct Collected {
+    /// Sorted by virtual block.
+    pub(crate) changes: Vec<Change>,
+    pinned: Vec<Arc<Chunk>>,
+}
+
+impl Collected {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pinned.is_empty()
+    }
+
+    /// To be called when the changes are durable and loading reads the commit that made them so.
+    pub(crate) fn unpin(self) {
+        for chunk in self.pinned {
+            chunk.pins.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// The loaded chunks of one device.
+#[derive(Default)]
+pub(crate) struct ChunkMap {
+    loaded: RwLock<BTreeMap<u64, Arc<Chunk>>>,
+    /// Chunks with marked changes.
+    changed: Mutex<BTreeSet<u64>>,
+}
+
+impl ChunkMap {
+    /// The chunk with this index, when it is loaded.
+    pub(crate) fn get(&self, index: u64) -> Option<Arc<Chunk>> {
+        let chunk = Arc::clone(self.loaded.read().get(&index)?);
+        if !chunk.used.load(Ordering::Relaxed) {
+            chunk.used.store(true, Ordering::Relaxed);
+        }
+        Some(chunk)
+    }
+
+    /// Adds a chunk that was just loaded. Only one task loads a chunk at a time.
+    pub(crate) fn insert(&self, index: u64, chunk: Chunk, budget: &ChunkBudget) -> Arc<Chunk> {
+        let chunk = Arc::new(chunk);
+        let before = self.loaded.write().insert(index, Arc::clone(&chunk));
+        assert!(before.is_none(), "chunk {index} was loaded twice");
+        budget.loaded.fetch_add(1, Ordering::Relaxed);
+        chunk
+    }
+
+    /// Changes one mapping, and marks it for the next commit.
+    pub(crate) fn set(
+        &self,
+        chunk: &Chunk,
+        block: VirtualBlock,
+        mapping: Option<Mapping>,
+    ) -> Replaced {
+        let slot = slot_of(block);
+        let mut changed = chunk.changed.lock();
+        let packed = mapping.map_or(UNMAPPED, Mapping::pack);
+        let before = chunk.slots[slot].swap(packed, Ordering::AcqRel);
+        let before = (before != UNMAPPED).then(|| Mapping::unpack(before));
+        let clean = changed.iter().all(|word| *word == 0);
+        let mask = 1u64 << (slot % 64);
+        let marked = changed[slot / 64] & mask != 0;
+        changed[slot / 64] |= mask;
+        if clean {
+            chunk.pins.fetch_add(1, Ordering::Relaxed);
+            self.changed.lock().insert(chunk_of(block));
+        }
+        let never_collected = if marked {
+            before.map(|mapping| mapping.block)
+        } else {
+            None
+        };
+        Replaced {
+            before,
+            never_collected,
+        }
+    }
+
+    /// Takes all marked changes. Their chunks stay pinned until [`Collected::unpin`].
+    pub(crate) fn collect(&self) -> Collected {
+        let indices = std::mem::take(&mut *self.changed.lock());
+        let mut collected = Collected {
+            changes: Vec::new(),
+            pinned: Vec::new(),
+        };
+        for index in indices {
+            let Some(chunk) = self.loaded.read().get(&index).map(Arc::clone) else {
+                unreachable!("chunk {index} has changes but is not loaded")
+            };
+            // The values are read under the lock that changes hold: what is marked again later is
+            // a later change, and is not collected twice.
+            let mut changed = chunk.changed.lock();
+            let marked = std::mem::take(&mut *changed);
+            let slots = (0..CHUNK_BLOCKS).filter(|slot| marked[slot / 64] >> (slot % 64) & 1 == 1);
+            for slot in slots {
+                let block = VirtualBlock(first_block(index).0 + slot as u64);
+                collected.changes.push((block, chunk.get(block)));
+            }
+            drop(changed);
+            collected.pinned.push(chunk);
+        }
+        collected
+    }
+
+    /// Drops up to `wanted` chunks that have not been used since the last time around.
+    pub(crate) fn evict(&self, wanted: usize, budget: &ChunkBudget) -> usize {
+        let mut loaded = self.loaded.write();
+        let mut victims = Vec::new();
+        for (index, chunk) in loaded.iter() {
+            if victims.len() == wanted {
+                break;
+            }
+            let idle = !chunk.used.swap(false, Ordering::Relaxed);
+            // Under the write lock nobody can get hold of it any more, so one owner means unused.
+            if idle && chunk.pins.load(Ordering::Acquire) == 0 && Arc::strong_count(chunk) == 1 {
+                victims.push(*index);
+            }
+        }
+        for index in &victims {
+            loaded.remove(index);
+        }
+        budget.loaded.fetch_sub(victims.len(), Ordering::Relaxed);
+        victims.len()
+    }
+
+    /// Drops every chunk from `first` on. Nobody may be using the device, and nothing be marked.
+    pub(crate) fn drop_from(&self, first: u64, budget: &ChunkBudget) {
+        let dropped = self.loaded.write().split_off(&first);
+        for chunk in dropped.values() {
+            assert_eq!(
+                chunk.pins.load(Ordering::Acquire),
+                0,
+                "a dropped chunk had changes"
+            );
+        }
+        budget.loaded.fetch_sub(dropped.len(), Ordering::Relaxed);
+    }
+}
+
+/// How many chunks all devices of a pool hold together.
+#[derive(Default)]
+pub(crate) struct ChunkBudget {
+    loaded: AtomicUsize,
+}
+
+impl ChunkBudget {
+    /// How many chunks too many are loaded.
+    pub(crate) fn excess(&self, limit: usize) -> usize {
+        self.loaded.load(Ordering::Relaxed).saturating_sub(limit)
+    }
+}

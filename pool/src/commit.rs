@@ -1,0 +1,301 @@
+//! Commits: many flushes, one commit.
+//!
+//! # The order
+//!
+//! 1. Take the writer: one commit at a time. Whoever waited for it looks first whether the commit
+//!    before already covered what he needs; so all flushes that arrive while one commit runs are
+//!    served by the next.
+//! 2. Number the commit and collect what changed in memory. From here on new changes belong to the
+//!    next commit.
+//! 3. Sync the data store, so that what the collected mappings point to is stable.
+//! 4. Away from the caller's thread: catalog lines, changes into the trees, metadata blocks, sync,
+//!    superblock, sync.
+//! 5. Publish: readers load from the new commit, its number is complete, blocks that lost their
+//!    last mapping wait for their epoch.
+//!
+//! Requests on mapped, exclusive blocks notice nothing of all this: they look up in memory and hold
+//! no lock that a commit takes for longer than copying a few words.
+//!
+//! # Freeing and reuse
+//!
+//! A data block that lost its last mapping in a commit may still be read by requests that looked it
+//! up before. It becomes free when the commit is durable *and* the epoch in which such requests
+//! could have begun has drained (`epoch.rs`); only then is its space given back to the data store
+//! and the block handed out again (invariant 2).
+//!
+//! The intent log (one sync of a small log in place of step 4 for most flushes) will stand between
+//! steps 3 and 4: it takes what step 2 collected.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::chunks::Collected;
+use crate::device::Device;
+use crate::error::Error;
+use crate::host::{DataIo, Host};
+use crate::info::Mode;
+use crate::metadata;
+use crate::pool::Pool;
+use crate::sync::Held;
+use crate::units::ThinId;
+use crate::writer::{Control, Writer};
+
+/// The most changes that may wait for a commit; the request that exceeds it waits for one.
+const CHANGES_MAX: u64 = 65_536;
+
+/// The least, with hardly any metadata left.
+const CHANGES_MIN: u64 = 64;
+
+/// Metadata blocks that one change may need: a path in each of the trees, and splits.
+const BLOCKS_A_CHANGE: u64 = 8;
+
+/// A commit that has collected its changes.
+pub(crate) struct Begun<D> {
+    number: u64,
+    collected: Vec<(Arc<Device<D>>, Collected)>,
+    changes: u64,
+    /// No collected mapping is younger.
+    time: u32,
+}
+
+impl<H: Host> Pool<H> {
+    /// Makes everything done so far durable. Cheap when nothing changed.
+    pub async fn commit(self: &Arc<Self>) -> Result<(), Error> {
+        if self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0 {
+            self.commit_through(self.commits.next()).await?;
+        }
+        self.release_drained().await;
+        Ok(())
+    }
+
+    /// Waits for, or makes, the commit with this number.
+    pub(crate) async fn commit_through(self: &Arc<Self>, number: u64) -> Result<(), Error> {
+        loop {
+            let covered = || self.commits.is_complete(number);
+            let Some(writer) = self.writer.acquire_unless(covered).await else {
+                return Ok(());
+            };
+            self.check_changeable()?;
+            let begun = self.begin_commit();
+            self.finish_commit(writer, begun, None).await?;
+        }
+    }
+
+    /// Step 2. The caller holds the writer.
+    pub(crate) fn begin_commit(&self) -> Begun<H::Data> {
+        let number = self.commits.start();
+        let changes = self.counters.uncommitted_changes.load(Ordering::Relaxed);
+        let devices: Vec<_> = self.table.read().devices.values().map(Arc::clone).collect();
+        let collected = devices.into_iter().filter_map(|device| {
+            let collected = device.chunks.collect();
+            (!collected.is_empty()).then_some((device, collected))
+        });
+        let collected = collected.collect();
+        Begun {
+            number,
+            collected,
+            changes,
+            time: self.time.load(Ordering::Acquire),
+        }
+    }
+
+    /// Steps 3 to 5. A failure of the commit stops the pool; a control operation may fail alone.
+    pub(crate) async fn finish_commit(
+        self: &Arc<Self>,
+        writer: Held<Writer>,
+        begun: Begun<H::Data>,
+        control: Option<Control>,
+    ) -> Result<(), Error> {
+        let started = self.host.now();
+        let outcome = self.try_commit(writer, begun, control).await;
+        match &outcome {
+            Ok(_) => self
+                .commit_durations
+                .record(self.host.now().saturating_sub(started)),
+            Err(cause) => self.stop(Mode::ReadOnly, &format!("a commit failed: {cause}")),
+        }
+        let control = outcome?;
+        self.release_drained().await;
+        control
+    }
+
+    async fn try_commit(
+        self: &Arc<Self>,
+        mut writer: Held<Writer>,
+        begun: Begun<H::Data>,
+        control: Option<Control>,
+    ) -> Result<Result<(), Error>, Error> {
+        self.data.sync().await.map_err(sync_error)?;
+        self.counters
+            .uncommitted_changes
+            .fetch_sub(begun.changes, Ordering::Relaxed);
+        let mut changes = Vec::new();
+        let mut pinned = Vec::new();
+        for (device, mut collected) in begun.collected {
+            changes.push((device.id, std::mem::take(&mut collected.changes)));
+            pinned.push(collected);
+        }
+        if changes.is_empty() && control.is_none() {
+            self.commits.complete(begun.number);
+            return Ok(Ok(()));
+        }
+        let (writer, done) = self
+            .host
+            .offload(move || {
+                let done = writer.commit(&changes, begun.time, control);
+                (writer, done)
+            })
+            .await;
+        let done = done?;
+        *self.committed.write() = writer.metadata.committed();
+        self.commits.complete(begun.number);
+        pinned.into_iter().for_each(Collected::unpin);
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.epochs.retire(done.freed);
+        self.note_metadata_space(writer);
+        Ok(done.control)
+    }
+
+    /// Sees how much metadata is left, and lets the writer go.
+    pub(crate) fn note_metadata_space(&self, mut writer: Held<Writer>) {
+        let tx = writer.metadata.transaction();
+        let total = tx.metadata_blocks();
+        let free = tx.free_metadata_blocks();
+        let usable = free.saturating_sub(metadata::reserve(total));
+        let changes = (usable / BLOCKS_A_CHANGE).clamp(CHANGES_MIN, CHANGES_MAX);
+        self.metadata_space.total.store(total, Ordering::Relaxed);
+        self.metadata_space.free.store(free, Ordering::Relaxed);
+        self.metadata_space
+            .exhausted
+            .store(usable == 0, Ordering::Relaxed);
+        self.metadata_space
+            .changes_max
+            .store(changes, Ordering::Relaxed);
+    }
+
+    /// Refuses what needs new metadata blocks when only the reserve is left.
+    pub(crate) fn check_metadata_space(&self) -> Result<(), Error> {
+        if self.metadata_space.exhausted.load(Ordering::Relaxed) {
+            return Err(Error::OutOfMetadataSpace);
+        }
+        Ok(())
+    }
+
+    /// Bounds the open transaction: with too many changes waiting, waits for a commit.
+    pub(crate) async fn throttle_changes(self: &Arc<Self>) -> Result<(), Error> {
+        let waiting = self.counters.uncommitted_changes.load(Ordering::Relaxed);
+        if waiting > self.metadata_space.changes_max.load(Ordering::Relaxed) {
+            self.commit_through(self.commits.next()).await?;
+        }
+        Ok(())
+    }
+
+    /// Syncs the data store alone: nothing was mapped or unmapped.
+    pub(crate) async fn sync_data(&self) -> Result<(), Error> {
+        let outcome = self.data.sync().await.map_err(sync_error);
+        if let Err(cause) = &outcome {
+            self.stop(Mode::ReadOnly, &cause.to_string());
+        }
+        outcome
+    }
+
+    /// Gives blocks whose last reader is gone back to the data store, then to the allocator.
+    pub(crate) async fn release_drained(&self) {
+        let mut blocks = self.epochs.take_drained();
+        blocks.sort_unstable();
+        if self.discard_passdown {
+            for run in blocks.chunk_by(|block, next| block.0 + 1 == next.0) {
+                let at = self.block_size.position(run[0]);
+                let len = self.block_size.bytes() * run.len() as u64;
+                // A store that keeps the space merely stays larger than it need be.
+                let _ = self.data.punch(at, len).await;
+            }
+        }
+        let mut allocator = self.allocator.lock();
+        blocks
+            .into_iter()
+            .for_each(|block| allocator.release(block));
+    }
+
+    /// Finds a free data block for a write that got none: frees what a commit, a deletion in
+    /// progress, or a drained epoch can free.
+    pub(crate) async fn make_space(self: &Arc<Self>) -> Result<(), Error> {
+        loop {
+            let uncommitted = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0;
+            if uncommitted {
+                self.commit_through(self.commits.next()).await?;
+            }
+            let waiting = self.epochs.waiting_blocks() > 0;
+            if waiting {
+                self.epochs.some_drained().await;
+                self.release_drained().await;
+            }
+            if self.allocator.lock().free() > 0 {
+                return Ok(());
+            }
+            if !uncommitted && !waiting && !self.reclaim_piece().await? {
+                return Err(Error::OutOfDataSpace);
+            }
+        }
+    }
+
+    /// Gives back the blocks of deleted devices, in bounded pieces with a commit each, until none
+    /// is left.
+    pub async fn reclaim(self: &Arc<Self>) -> Result<(), Error> {
+        while self.reclaim_piece().await? {}
+        Ok(())
+    }
+
+    /// One piece of a deletion in progress. Whether there was one.
+    async fn reclaim_piece(self: &Arc<Self>) -> Result<bool, Error> {
+        let writer = self.writer.acquire().await;
+        let Some(id) = writer.catalog.deleting().first().copied() else {
+            return Ok(false);
+        };
+        self.check_changeable()?;
+        let begun = self.begin_commit();
+        let outcome = self.finish_piece(writer, begun, id).await;
+        outcome.map(|()| true)
+    }
+
+    async fn finish_piece(
+        self: &Arc<Self>,
+        mut writer: Held<Writer>,
+        begun: Begun<H::Data>,
+        id: ThinId,
+    ) -> Result<(), Error> {
+        let (mut writer, gone) = self
+            .host
+            .offload(move || {
+                let gone = writer.metadata.remove_piece(id);
+                (writer, gone)
+            })
+            .await;
+        let gone = match gone {
+            Ok(gone) => gone,
+            Err(cause) => {
+                self.stop(
+                    Mode::ReadOnly,
+                    &format!("deleting thin device {id} failed: {cause}"),
+                );
+                return Err(cause);
+            }
+        };
+        if gone {
+            writer.ids.remove(&id);
+        }
+        let control = Control::reclaimed(id, gone);
+        self.finish_commit(writer, begun, Some(control)).await?;
+        if gone {
+            self.counters.deleting.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+fn sync_error(source: std::io::Error) -> Error {
+    Error::Io {
+        what: "syncing the data store".into(),
+        source,
+    }
+}

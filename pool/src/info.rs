@@ -1,0 +1,113 @@
+//! What the pool tells about itself, as plain values.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::DeviceName;
+
+/// Whether a thin device is a volume or a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Has a name of its own; writable unless frozen.
+    Volume,
+    /// Named after its volume; never changes.
+    Snapshot,
+}
+
+/// One volume or snapshot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// `prod` or `prod@nightly`.
+    pub name: DeviceName,
+    /// Volume or snapshot.
+    pub kind: DeviceKind,
+    /// The thin id in the metadata, 24 bits.
+    pub id: u32,
+    /// Identity that survives renaming.
+    pub uuid: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes mapped to data blocks, shared ones included.
+    pub mapped_bytes: u64,
+    /// UUID-free lineage: the name this device was made from, as it is called now; none when it
+    /// was created empty or its parent is gone.
+    pub parent: Option<DeviceName>,
+    /// When it was created, RFC 3339, UTC.
+    pub created: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// The external origin that shows through where nothing is mapped.
+    pub external_origin: Option<PathBuf>,
+    /// How many exports and attachments hold it open now.
+    pub open_count: u64,
+}
+
+/// What one device uses, exactly, in bytes of whole data blocks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceUsage {
+    /// `prod` or `prod@nightly`.
+    pub name: DeviceName,
+    /// Mapped bytes: exclusive + shared.
+    pub mapped_bytes: u64,
+    /// Bytes that only this device maps.
+    pub exclusive_bytes: u64,
+    /// Bytes that another device maps too.
+    pub shared_bytes: u64,
+    /// Bytes that deleting this device alone would free.
+    pub freed_if_deleted_bytes: u64,
+}
+
+/// The pool's mode, best first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Everything works.
+    Write,
+    /// Writes that need a data block fail with ENOSPC.
+    OutOfDataSpace,
+    /// Nothing that needs metadata works but deleting.
+    OutOfMetadataSpace,
+    /// Nothing changes: asked for, `needs_check`, or a failed commit.
+    ReadOnly,
+    /// Nothing works.
+    Failed,
+}
+
+/// The state of a pool.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Data block size in bytes.
+    pub block_size: u64,
+    /// Data store: bytes in the pool.
+    pub data_total_bytes: u64,
+    /// Data store: bytes in allocated blocks.
+    pub data_used_bytes: u64,
+    /// Metadata store: bytes in the pool.
+    pub metadata_total_bytes: u64,
+    /// Metadata store: bytes in use.
+    pub metadata_used_bytes: u64,
+    /// The metadata's transaction id, raised by every change of names or devices.
+    pub transaction_id: u64,
+    /// The snapshot counter.
+    pub time: u32,
+    /// The mode, and why when it is not `write`.
+    pub mode: Mode,
+    /// Why the mode is what it is; empty in write mode.
+    pub mode_reason: String,
+    /// Whether the superblock asks for a check before it is written again.
+    pub needs_check: bool,
+    /// How many volumes.
+    pub volumes: u64,
+    /// How many snapshots.
+    pub snapshots: u64,
+    /// Deleted devices whose blocks are still being given back.
+    pub deleting: u64,
+    /// Commits since the pool was opened.
+    pub commits: u64,
+    /// Blocks given to writes of unmapped ranges since the pool was opened.
+    pub provisioned_blocks: u64,
+    /// Blocks given to writes of shared ranges since the pool was opened.
+    pub copied_blocks: u64,
+}

@@ -1,0 +1,53 @@
+//! Thin devices: a request on a volume becomes the steps that satisfy it, and the pool's metadata
+//! stays true.
+//!
+//! Reading order:
+//!
+//! - [`Pool`] is what is shared (`pool.rs`), [`ThinDevice`] the handle to one device (`device.rs`);
+//! - `map.rs` decides what a request amounts to, and is pure; `serve.rs` carries it out;
+//! - `chunks.rs` holds the mappings that requests look up, `allocator.rs` and `epoch.rs` the blocks
+//!   they may take;
+//! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
+//! - `control.rs` creates, snapshots, clones, removes; `catalog.rs` knows the names;
+//! - `open.rs` formats, opens and adopts.
+//!
+//! The crate uses no runtime, no threads, no clock and no randomness; all that is handed in through
+//! [`Host`] and [`DataIo`].
+
+mod allocator;
+mod catalog;
+mod chunks;
+mod commit;
+mod control;
+mod device;
+mod epoch;
+mod error;
+mod host;
+mod info;
+mod map;
+mod metadata;
+mod name;
+mod open;
+mod pool;
+mod serve;
+mod stats;
+mod superblock;
+mod sync;
+mod trees;
+mod units;
+mod usage;
+mod writer;
+
+pub use catalog::{CatalogStore, FileCatalog};
+pub use control::{Identity, NewDevice};
+pub use device::{Extent, ExtentState, ThinDevice};
+pub use error::{Error, ErrorKind};
+pub use host::{DataIo, Host};
+pub use info::{DeviceInfo, DeviceKind, DeviceUsage, Mode, Status};
+pub use map::Zeroing;
+pub use name::DeviceName;
+pub use open::{AdoptedVolume, OpenOptions, Stores};
+pub use pool::Pool;
+pub use serve::ReadPiece;
+pub use stats::{DeviceStats, Histogram, LATENCY_BOUNDS_US, Operation, OperationStats};
+pub use units::{BlockSize, ThinId};

@@ -1,0 +1,337 @@
+//! Formatting, opening and adopting pools.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use metadata_btree::{Block, BlockStore};
+use parking_lot::{Mutex, RwLock};
+
+use crate::allocator::DataAllocator;
+use crate::catalog::{Catalog, CatalogStore, Entry, thin_id};
+use crate::chunks::ChunkBudget;
+use crate::control::{Identity, check_size};
+use crate::device::{Device, Origin};
+use crate::epoch::Epochs;
+use crate::error::Error;
+use crate::host::{DataIo, Host};
+use crate::metadata::{Committed, Metadata};
+use crate::name::DeviceName;
+use crate::pool::{Counters, Health, MetadataSpace, Pool, Table};
+use crate::stats::Histogram;
+use crate::superblock::{LOCATION, Superblock};
+use crate::sync::{CommitNumbers, Exclusive};
+use crate::trees::DeviceDetails;
+use crate::units::{BlockSize, SECTOR_SIZE, ThinId};
+use crate::writer::Writer;
+
+/// What a pool consists of.
+pub struct Stores<H: Host> {
+    /// The metadata store.
+    pub metadata: Arc<dyn BlockStore>,
+    /// The data store.
+    pub data: H::Data,
+    /// The catalog.
+    pub catalog: Box<dyn CatalogStore>,
+}
+
+/// How to open a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Change nothing.
+    pub read_only: bool,
+    /// Fill new blocks with zeros around the first, partial write. Without it, the rest of a new
+    /// block shows what some other volume left there.
+    pub zero_new_blocks: bool,
+    /// Give the space of blocks that nobody maps any more back to the data store.
+    pub discard_passdown: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            read_only: false,
+            zero_new_blocks: true,
+            discard_passdown: true,
+        }
+    }
+}
+
+/// A device of a foreign pool, to be known by a name.
+#[derive(Clone, Debug)]
+pub struct AdoptedVolume {
+    /// Its id in the metadata.
+    pub id: ThinId,
+    /// What it is to be called.
+    pub name: DeviceName,
+    /// Its size in bytes, which the metadata does not record: a multiple of 512.
+    pub size: u64,
+    /// The external origin it was used with.
+    pub external_origin: Option<PathBuf>,
+    /// Its identity.
+    pub identity: Identity,
+}
+
+impl<H: Host> Pool<H> {
+    /// Formats an empty pool on a metadata store whose first block is all zero.
+    pub fn format(
+        metadata: Arc<dyn BlockStore>,
+        block_size: BlockSize,
+        metadata_blocks: u64,
+        data_blocks: u64,
+    ) -> Result<(), Error> {
+        let mut first = Block::zeroed();
+        let what = || "reading the first metadata block".into();
+        metadata
+            .read(LOCATION, &mut first)
+            .map_err(|source| Error::Io {
+                what: what(),
+                source,
+            })?;
+        if first.as_bytes().iter().any(|byte| *byte != 0) {
+            return Err(Error::Superblock {
+                what: "block 0 of the metadata store",
+                found: "not empty".into(),
+                expected: "all zero; wipe it first if its contents are not needed".into(),
+            });
+        }
+        Metadata::format(metadata, block_size, metadata_blocks, data_blocks)
+    }
+
+    /// Writes the catalog of a foreign pool: the given volumes by their names, every other device
+    /// as `thin-<id>`, as large as its last mapped block demands. The metadata is only read.
+    pub fn adopt(
+        metadata: Arc<dyn BlockStore>,
+        catalog: &dyn CatalogStore,
+        volumes: Vec<AdoptedVolume>,
+        identity: &mut dyn FnMut() -> Identity,
+    ) -> Result<(), Error> {
+        let metadata = Metadata::open(metadata)?;
+        let committed = metadata.committed();
+        let block_size = committed.superblock.block_size;
+        let mut unnamed: BTreeMap<ThinId, DeviceDetails> =
+            committed.devices()?.into_iter().collect();
+        let mut adopted = Catalog::default();
+        for volume in volumes {
+            check_size(volume.size)?;
+            if unnamed.remove(&volume.id).is_none() {
+                return Err(Error::BadValue {
+                    what: "a thin id to adopt",
+                    found: volume.id.to_string(),
+                    expected: "the id of a device in the metadata, each at most once".into(),
+                });
+            }
+            let entry = Entry {
+                id: volume.id.get(),
+                read_only: volume.name.is_snapshot(),
+                name: volume.name,
+                size: volume.size,
+                uuid: volume.identity.uuid,
+                created: volume.identity.created,
+                parent: None,
+                external_origin: volume.external_origin,
+            };
+            adopted.apply(&crate::catalog::Operation::Add(entry))?;
+        }
+        for id in unnamed.into_keys() {
+            let identity = identity();
+            let entry = unnamed_entry(&committed, block_size, id, identity)?;
+            adopted.apply(&crate::catalog::Operation::Add(entry))?;
+        }
+        catalog
+            .replace(&adopted.encode(committed.superblock.transaction_id))
+            .map_err(|source| Error::Io {
+                what: "writing the catalog".into(),
+                source,
+            })
+    }
+
+    /// Opens a pool. Blocking. With `read_only`, or when the superblock asks for a check, nothing
+    /// is written, and [`Pool::status`] says why.
+    pub fn open(
+        host: Arc<H>,
+        stores: Stores<H>,
+        options: OpenOptions,
+    ) -> Result<Arc<Pool<H>>, Error> {
+        let mut metadata = Metadata::open(Arc::clone(&stores.metadata))?;
+        let superblock = metadata.superblock().clone();
+        check_data_size(&superblock, &stores.data)?;
+        let read_only = read_only_reason(&superblock, options.read_only);
+        let committed = metadata.committed();
+        let devices: BTreeMap<_, _> = committed.devices()?.into_iter().collect();
+        let loaded = load_catalog(&*stores.catalog, &committed, &devices)?;
+        let mut allocator = DataAllocator::new(superblock.space_maps.disk.nr_blocks);
+        metadata
+            .transaction()
+            .for_each_free_disk_run(&mut |run| allocator.add_free(run))?;
+        let table = open_devices(&*host, &loaded.catalog, &devices)?;
+        let deleting = loaded.catalog.deleting().len() as u64;
+        let mut writer = Writer::new(
+            metadata,
+            loaded,
+            stores.catalog,
+            devices.into_keys().collect(),
+        );
+        if read_only.is_none() {
+            writer.mend()?;
+        }
+        let pool = Pool {
+            data: stores.data,
+            store: stores.metadata,
+            block_size: superblock.block_size,
+            zero_new_blocks: options.zero_new_blocks,
+            discard_passdown: options.discard_passdown,
+            writer: Arc::new(Exclusive::new(writer)),
+            time: AtomicU32::new(superblock.time),
+            committed: RwLock::new(committed),
+            table: RwLock::new(table),
+            allocator: Mutex::new(allocator),
+            epochs: Epochs::new(),
+            commits: CommitNumbers::default(),
+            commit_durations: Histogram::default(),
+            chunk_budget: ChunkBudget::default(),
+            metadata_space: MetadataSpace::default(),
+            counters: Counters {
+                deleting: deleting.into(),
+                ..Counters::default()
+            },
+            health: Health::new(read_only),
+            host,
+        };
+        let pool = Arc::new(pool);
+        match pool.writer.try_acquire() {
+            Some(writer) => pool.note_metadata_space(writer),
+            None => unreachable!("nobody else has the pool yet"),
+        }
+        Ok(pool)
+    }
+}
+
+/// Opens an external origin.
+pub(crate) fn open_origin<H: Host>(host: &H, path: &Path) -> Result<Origin<H::Data>, Error> {
+    let open = || -> std::io::Result<Origin<H::Data>> {
+        let data = host.open_origin(path)?;
+        let len = data.size()?;
+        Ok(Origin { data, len })
+    };
+    open().map_err(|source| Error::Io {
+        what: format!("opening the external origin {}", path.display()),
+        source,
+    })
+}
+
+fn check_data_size(superblock: &Superblock, data: &impl DataIo) -> Result<(), Error> {
+    let found = data.size().map_err(|source| Error::Io {
+        what: "reading the size of the data store".into(),
+        source,
+    })?;
+    let blocks = superblock.space_maps.disk.nr_blocks;
+    let expected = blocks.saturating_mul(superblock.block_size.bytes());
+    if found < expected {
+        return Err(Error::StoreTooShort {
+            store: "the data store",
+            found,
+            expected,
+        });
+    }
+    Ok(())
+}
+
+fn read_only_reason(superblock: &Superblock, asked: bool) -> Option<String> {
+    if superblock.needs_check() {
+        let advice = "needs_check is set in the superblock: check and repair the metadata first";
+        return Some(advice.into());
+    }
+    let flags = superblock.compat_read_only_flags();
+    if flags != 0 {
+        return Some(format!(
+            "the superblock has unknown compat read-only flags {flags:#x}"
+        ));
+    }
+    asked.then(|| "it was opened read only".into())
+}
+
+/// Reads the catalog and brings it in line with the devices there are: they are the truth.
+fn load_catalog(
+    store: &dyn CatalogStore,
+    committed: &Committed,
+    devices: &BTreeMap<ThinId, DeviceDetails>,
+) -> Result<crate::catalog::Loaded, Error> {
+    let content = store.load().map_err(|source| Error::Io {
+        what: "reading the catalog".into(),
+        source,
+    })?;
+    let superblock = &committed.superblock;
+    let mut loaded = Catalog::decode(&content, superblock.transaction_id)?;
+    let lost = loaded.catalog.retain(|id| devices.contains_key(&id));
+    let named: BTreeSet<ThinId> = loaded.catalog.ids()?;
+    for id in devices.keys().filter(|id| !named.contains(id)) {
+        let identity = Identity {
+            uuid: format!("00000000-0000-0000-0000-{:012x}", id.get()),
+            created: String::new(),
+        };
+        let entry = unnamed_entry(committed, superblock.block_size, *id, identity)?;
+        loaded
+            .catalog
+            .apply(&crate::catalog::Operation::Add(entry))?;
+        loaded.has_unfinished = true;
+    }
+    loaded.has_unfinished |= lost;
+    Ok(loaded)
+}
+
+/// What a device is called that no catalog knows.
+fn unnamed_entry(
+    committed: &Committed,
+    block_size: BlockSize,
+    id: ThinId,
+    identity: Identity,
+) -> Result<Entry, Error> {
+    let mut blocks = 0;
+    committed
+        .mappings(id)?
+        .for_each(&committed.view, 0..u64::MAX, &mut |block, _| {
+            blocks = block.saturating_add(1);
+            ControlFlow::Continue(())
+        })?;
+    let size = blocks.saturating_mul(block_size.bytes()).max(SECTOR_SIZE);
+    Ok(Entry {
+        id: id.get(),
+        name: DeviceName::volume(&format!("thin-{id}"))?,
+        size,
+        uuid: identity.uuid,
+        created: identity.created,
+        read_only: false,
+        parent: None,
+        external_origin: None,
+    })
+}
+
+fn open_devices<H: Host>(
+    host: &H,
+    catalog: &Catalog,
+    details: &BTreeMap<ThinId, DeviceDetails>,
+) -> Result<Table<H::Data>, Error> {
+    let mut devices = BTreeMap::new();
+    for entry in catalog.entries() {
+        let id = thin_id(entry.id)?;
+        let Some(details) = details.get(&id) else {
+            unreachable!("entries without a device were dropped")
+        };
+        let origin = match &entry.external_origin {
+            None => None,
+            Some(path) => Some(open_origin(host, path)?),
+        };
+        let device = Device::new(
+            id,
+            entry.clone(),
+            details.snapshotted_time,
+            details.mapped_blocks,
+            origin,
+        );
+        devices.insert(entry.name.clone(), Arc::new(device));
+    }
+    Ok(Table { devices })
+}

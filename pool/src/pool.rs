@@ -1,0 +1,329 @@
+//! The pool: what its parts share, and what it tells about itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use metadata_btree::{BLOCK_SIZE, BlockStore};
+use parking_lot::{Mutex, RwLock};
+
+use crate::allocator::DataAllocator;
+use crate::chunks::{CHUNK_BLOCKS, CHUNKS_MAX, Chunk, ChunkBudget, first_block};
+use crate::device::{Device, ThinDevice};
+use crate::epoch::Epochs;
+use crate::error::Error;
+use crate::host::Host;
+use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
+use crate::metadata::Committed;
+use crate::name::DeviceName;
+use crate::stats::{DeviceStats, Histogram};
+use crate::sync::{CommitNumbers, Exclusive};
+use crate::units::{BlockSize, VirtualBlock};
+use crate::writer::Writer;
+
+/// An open pool of thin devices.
+///
+/// All methods may be called from any thread. Locks, in the order in which they may nest: `table`,
+/// then a device's own; none is held across an await or any I/O.
+pub struct Pool<H: Host> {
+    pub(crate) host: Arc<H>,
+    pub(crate) data: H::Data,
+    pub(crate) store: Arc<dyn BlockStore>,
+    pub(crate) block_size: BlockSize,
+    pub(crate) zero_new_blocks: bool,
+    pub(crate) discard_passdown: bool,
+    /// Who has it makes commits, one at a time.
+    pub(crate) writer: Arc<Exclusive<Writer>>,
+    /// The last commit, from which mappings are loaded.
+    pub(crate) committed: RwLock<Committed>,
+    /// The snapshot counter, that of a snapshot just being taken included.
+    pub(crate) time: AtomicU32,
+    pub(crate) table: RwLock<Table<H::Data>>,
+    pub(crate) allocator: Mutex<DataAllocator>,
+    pub(crate) epochs: Epochs,
+    pub(crate) commits: CommitNumbers,
+    pub(crate) commit_durations: Histogram,
+    pub(crate) chunk_budget: ChunkBudget,
+    pub(crate) metadata_space: MetadataSpace,
+    pub(crate) counters: Counters,
+    pub(crate) health: Health,
+}
+
+/// The devices, by name.
+pub(crate) struct Table<D> {
+    pub(crate) devices: BTreeMap<DeviceName, Arc<Device<D>>>,
+}
+
+/// How much metadata was left after the last commit, in blocks.
+#[derive(Default)]
+pub(crate) struct MetadataSpace {
+    pub(crate) total: AtomicU64,
+    pub(crate) free: AtomicU64,
+    /// Whether only the reserve is left.
+    pub(crate) exhausted: AtomicBool,
+    /// How many changes may wait for a commit.
+    pub(crate) changes_max: AtomicU64,
+}
+
+/// What happened since the pool was opened.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) commits: AtomicU64,
+    pub(crate) provisioned_blocks: AtomicU64,
+    pub(crate) copied_blocks: AtomicU64,
+    /// Changes of mappings that no commit has collected yet.
+    pub(crate) uncommitted_changes: AtomicU64,
+    /// Devices being deleted.
+    pub(crate) deleting: AtomicU64,
+}
+
+/// Whether the pool may change, and be read. It only worsens (invariant 8).
+pub(crate) struct Health {
+    level: AtomicU8,
+    reason: Mutex<String>,
+}
+
+const HEALTHY: u8 = 0;
+const READ_ONLY: u8 = 1;
+const FAILED: u8 = 2;
+
+impl Health {
+    /// Healthy, or read only for this reason.
+    pub(crate) fn new(read_only: Option<String>) -> Self {
+        let level = if read_only.is_some() {
+            READ_ONLY
+        } else {
+            HEALTHY
+        };
+        Health {
+            level: AtomicU8::new(level),
+            reason: Mutex::new(read_only.unwrap_or_default()),
+        }
+    }
+}
+
+impl<H: Host> Pool<H> {
+    /// Worsens the mode. The first reason of a mode is kept.
+    pub(crate) fn stop(&self, mode: Mode, reason: &str) {
+        let level = if mode == Mode::Failed {
+            FAILED
+        } else {
+            READ_ONLY
+        };
+        let mut kept = self.health.reason.lock();
+        if self.health.level.fetch_max(level, Ordering::SeqCst) < level {
+            reason.clone_into(&mut kept);
+        }
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.health.level.load(Ordering::Acquire) != HEALTHY
+    }
+
+    /// Refuses requests of a pool that was closed.
+    pub(crate) fn check_readable(&self) -> Result<(), Error> {
+        if self.health.level.load(Ordering::Acquire) == FAILED {
+            return Err(Error::Stopped {
+                reason: self.health.reason.lock().clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses changes of a pool that may not change.
+    pub(crate) fn check_changeable(&self) -> Result<(), Error> {
+        self.check_readable()?;
+        if self.is_read_only() {
+            return Err(Error::PoolReadOnly {
+                reason: self.health.reason.lock().clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses writes to what may not be written.
+    pub(crate) fn check_writable(&self, device: &Device<H::Data>) -> Result<(), Error> {
+        self.check_changeable()?;
+        if device.read_only.load(Ordering::Acquire) {
+            return Err(Error::DeviceReadOnly(device.name()));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn device(&self, name: &DeviceName) -> Result<Arc<Device<H::Data>>, Error> {
+        let table = self.table.read();
+        table
+            .devices
+            .get(name)
+            .map(Arc::clone)
+            .ok_or_else(|| Error::NotFound(name.clone()))
+    }
+
+    /// Opens a device for I/O. While it is open, operations that would pull it away from under its
+    /// users (removing, rolling back, shrinking) are refused with [`Error::InUse`].
+    pub fn open_device(self: &Arc<Self>, name: &DeviceName) -> Result<ThinDevice<H>, Error> {
+        self.check_readable()?;
+        ThinDevice::open(Arc::clone(self), self.device(name)?)
+    }
+
+    /// Loads a chunk of a device's mappings from the last commit.
+    pub(crate) async fn load_chunk(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        index: u64,
+    ) -> Result<Arc<Chunk>, Error> {
+        let _loading = device.loading.lock(index).await;
+        if let Some(chunk) = device.chunks.get(index) {
+            return Ok(chunk);
+        }
+        self.evict_chunks();
+        // Pinned only now: the chunk may just have been evicted, after a commit that this one must
+        // not be older than.
+        let committed = self.committed.read().clone();
+        let id = device.id;
+        let read = move || -> Result<Chunk, Error> {
+            let blocks = first_block(index).0..first_block(index + 1).0;
+            let mut mappings = Vec::with_capacity(CHUNK_BLOCKS);
+            committed
+                .mappings(id)?
+                .for_each(&committed.view, blocks, &mut |block, mapping| {
+                    mappings.push((VirtualBlock(block), mapping));
+                    std::ops::ControlFlow::Continue(())
+                })?;
+            Ok(Chunk::new(&mappings))
+        };
+        let chunk = self.host.offload(read).await?;
+        let total = self.allocator.lock().total();
+        if let Some(block) = chunk.first_beyond(total) {
+            let reason = format!("it maps data block {block}, but the pool has {total}");
+            return Err(Error::DeviceDamaged {
+                id: id.get(),
+                reason,
+            });
+        }
+        Ok(device.chunks.insert(index, chunk, &self.chunk_budget))
+    }
+
+    fn evict_chunks(&self) {
+        // A few more than needed, so that not every load has to look for victims.
+        let mut wanted = match self.chunk_budget.excess(CHUNKS_MAX) {
+            0 => return,
+            excess => excess + CHUNKS_MAX / 16,
+        };
+        let devices: Vec<_> = self.table.read().devices.values().map(Arc::clone).collect();
+        for device in devices {
+            wanted -= device.chunks.evict(wanted, &self.chunk_budget);
+            if wanted == 0 {
+                return;
+            }
+        }
+    }
+
+    /// All volumes and snapshots, by name.
+    pub fn devices(&self) -> Vec<DeviceInfo> {
+        let table = self.table.read();
+        table
+            .devices
+            .values()
+            .map(|device| self.describe(&table, device))
+            .collect()
+    }
+
+    /// One volume or snapshot.
+    pub fn info(&self, name: &DeviceName) -> Result<DeviceInfo, Error> {
+        let device = self.device(name)?;
+        Ok(self.describe(&self.table.read(), &device))
+    }
+
+    fn describe(&self, table: &Table<H::Data>, device: &Device<H::Data>) -> DeviceInfo {
+        let entry = device.entry.read().clone();
+        let parent = entry.parent.as_ref().and_then(|uuid| {
+            let mut devices = table.devices.values();
+            devices.find(|other| other.id != device.id && other.entry.read().uuid == *uuid)
+        });
+        let kind = if entry.name.is_snapshot() {
+            DeviceKind::Snapshot
+        } else {
+            DeviceKind::Volume
+        };
+        DeviceInfo {
+            kind,
+            id: device.id.get(),
+            uuid: entry.uuid,
+            size: device.size(),
+            mapped_bytes: device.mapped_blocks.load(Ordering::Relaxed) * self.block_size.bytes(),
+            parent: parent.map(|parent| parent.name()),
+            created: entry.created,
+            read_only: entry.read_only || self.is_read_only(),
+            external_origin: entry.external_origin,
+            open_count: device.open_count(),
+            name: entry.name,
+        }
+    }
+
+    /// The counters of a device.
+    pub fn device_stats(&self, name: &DeviceName) -> Option<Arc<DeviceStats>> {
+        self.device(name)
+            .ok()
+            .map(|device| Arc::clone(&device.stats))
+    }
+
+    /// How long commits took, from taking the writer to the last sync.
+    pub fn commit_durations(&self) -> &Histogram {
+        &self.commit_durations
+    }
+
+    /// The state of the pool now.
+    pub fn status(&self) -> Status {
+        let (free, total) = {
+            let allocator = self.allocator.lock();
+            (allocator.free(), allocator.total())
+        };
+        let committed = self.committed.read().clone();
+        let metadata_total = self.metadata_space.total.load(Ordering::Relaxed);
+        let metadata_free = self.metadata_space.free.load(Ordering::Relaxed);
+        let (mode, mode_reason) = self.mode(free);
+        let (snapshots, volumes) = {
+            let table = self.table.read();
+            let snapshots = table
+                .devices
+                .keys()
+                .filter(|name| name.is_snapshot())
+                .count() as u64;
+            (snapshots, table.devices.len() as u64 - snapshots)
+        };
+        let counter = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Status {
+            block_size: self.block_size.bytes(),
+            data_total_bytes: total * self.block_size.bytes(),
+            data_used_bytes: (total - free) * self.block_size.bytes(),
+            metadata_total_bytes: metadata_total * BLOCK_SIZE as u64,
+            metadata_used_bytes: (metadata_total - metadata_free) * BLOCK_SIZE as u64,
+            transaction_id: committed.superblock.transaction_id,
+            time: committed.superblock.time,
+            mode,
+            mode_reason,
+            needs_check: committed.superblock.needs_check(),
+            volumes,
+            snapshots,
+            deleting: counter(&self.counters.deleting),
+            commits: counter(&self.counters.commits),
+            provisioned_blocks: counter(&self.counters.provisioned_blocks),
+            copied_blocks: counter(&self.counters.copied_blocks),
+        }
+    }
+
+    /// The mode and its reason. Running out of space is not remembered: space cures it.
+    fn mode(&self, free_data_blocks: u64) -> (Mode, String) {
+        match self.health.level.load(Ordering::Acquire) {
+            FAILED => (Mode::Failed, self.health.reason.lock().clone()),
+            READ_ONLY => (Mode::ReadOnly, self.health.reason.lock().clone()),
+            _ if self.metadata_space.exhausted.load(Ordering::Relaxed) => (
+                Mode::OutOfMetadataSpace,
+                Error::OutOfMetadataSpace.to_string(),
+            ),
+            _ if free_data_blocks == 0 => (Mode::OutOfDataSpace, Error::OutOfDataSpace.to_string()),
+            _ => (Mode::Write, String::new()),
+        }
+    }
+}

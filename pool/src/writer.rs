@@ -1,0 +1,165 @@
+//! What one task at a time changes: the open transaction and the catalog's file.
+
+use std::collections::BTreeSet;
+
+use crate::catalog::{Catalog, CatalogStore, Loaded, Operation};
+use crate::error::Error;
+use crate::metadata::{Change, Metadata};
+use crate::units::{DataBlock, ThinId};
+
+/// A change of names or devices, to be done in one transaction.
+pub(crate) struct Control {
+    /// What it does to the catalog: already known to make sense.
+    pub(crate) operations: Vec<Operation>,
+    /// What it does to the metadata.
+    pub(crate) change: Box<dyn FnOnce(&mut Metadata) -> Result<(), Error> + Send>,
+}
+
+impl Control {
+    /// A piece of a deletion, which has been done already, and perhaps was the last.
+    pub(crate) fn reclaimed(id: ThinId, gone: bool) -> Self {
+        let operations = if gone {
+            vec![Operation::Reclaimed { id: id.get() }]
+        } else {
+            Vec::new()
+        };
+        Control {
+            operations,
+            change: Box::new(|_| Ok(())),
+        }
+    }
+}
+
+/// Owner of the metadata and the catalog.
+pub(crate) struct Writer {
+    pub(crate) metadata: Metadata,
+    pub(crate) catalog: Catalog,
+    file: Box<dyn CatalogStore>,
+    lines: usize,
+    /// Whether the file's end is not what `lines` says, so that nothing may be appended.
+    file_is_suspect: bool,
+    /// Ids in the metadata, those of devices being deleted included.
+    pub(crate) ids: BTreeSet<ThinId>,
+}
+
+/// What became of a commit that is durable.
+pub(crate) struct Done {
+    /// Data blocks that no mapping names any more.
+    pub(crate) freed: Vec<DataBlock>,
+    /// Whether the control operation was done; it is not when the catalog could not be written.
+    pub(crate) control: Result<(), Error>,
+}
+
+impl Writer {
+    /// Over metadata and the catalog's content that belongs to it.
+    pub(crate) fn new(
+        metadata: Metadata,
+        loaded: Loaded,
+        file: Box<dyn CatalogStore>,
+        ids: BTreeSet<ThinId>,
+    ) -> Self {
+        Writer {
+            metadata,
+            catalog: loaded.catalog,
+            file,
+            lines: loaded.lines,
+            file_is_suspect: loaded.has_unfinished,
+            ids,
+        }
+    }
+
+    /// An id that no device has.
+    pub(crate) fn unused_id(&self, also_taken: usize) -> Result<ThinId, Error> {
+        let also_taken = u32::try_from(also_taken).unwrap_or(u32::MAX);
+        let above = self.ids.last().map_or(0, |last| last.get() + 1);
+        if let Some(id) = above.checked_add(also_taken).and_then(ThinId::new) {
+            return Ok(id);
+        }
+        let all = (0..=ThinId::MAX.get()).filter_map(ThinId::new);
+        let mut free = all.filter(|id| !self.ids.contains(id));
+        free.nth(also_taken as usize).ok_or(Error::OutOfIds)
+    }
+
+    /// One transaction: changed mappings, none younger than `time`, then the control operation;
+    /// durable when this returns success. The data store must have been synced after the changes were collected. After an
+    /// error the metadata is in an unknown state, and the last commit stands.
+    pub(crate) fn commit(
+        &mut self,
+        changes: &[(ThinId, Vec<Change>)],
+        time: u32,
+        control: Option<Control>,
+    ) -> Result<Done, Error> {
+        let mut outcome = Ok(());
+        let control = control.and_then(|control| {
+            outcome = self.record(&control.operations);
+            outcome.is_ok().then_some(control)
+        });
+        self.metadata.raise_time(time);
+        for (id, changes) in changes {
+            self.metadata.apply(*id, changes)?;
+        }
+        if let Some(control) = control {
+            if !control.operations.is_empty() {
+                self.metadata.raise_transaction_id();
+            }
+            (control.change)(&mut self.metadata)?;
+            for operation in &control.operations {
+                self.catalog.apply(operation)?;
+            }
+        }
+        self.metadata.commit()?;
+        let freed = self.metadata.transaction().take_freed();
+        if self.catalog.wants_compaction(self.lines) {
+            // Without it the file merely stays longer than it need be.
+            let _ = self.rewrite();
+        }
+        Ok(Done {
+            freed: freed.into_iter().map(DataBlock).collect(),
+            control: outcome,
+        })
+    }
+
+    /// Makes the lines of an operation durable, before the commit they belong to.
+    fn record(&mut self, operations: &[Operation]) -> Result<(), Error> {
+        if operations.is_empty() {
+            return Ok(());
+        }
+        self.mend()?;
+        let transaction_id = self.metadata.superblock().transaction_id.wrapping_add(1);
+        let lines = Catalog::encode_operations(operations, transaction_id);
+        self.file_is_suspect = true;
+        self.file
+            .append(&lines)
+            .map_err(catalog_error("appending to"))?;
+        self.file_is_suspect = false;
+        self.lines += operations.len();
+        Ok(())
+    }
+
+    /// Replaces a file whose end is not known by what the catalog is now.
+    pub(crate) fn mend(&mut self) -> Result<(), Error> {
+        if self.file_is_suspect {
+            self.rewrite()?;
+        }
+        Ok(())
+    }
+
+    fn rewrite(&mut self) -> Result<(), Error> {
+        let content = self
+            .catalog
+            .encode(self.metadata.superblock().transaction_id);
+        self.file
+            .replace(&content)
+            .map_err(catalog_error("rewriting"))?;
+        self.lines = content.iter().filter(|byte| **byte == b'\n').count();
+        self.file_is_suspect = false;
+        Ok(())
+    }
+}
+
+fn catalog_error(doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io {
+        what: format!("{doing} the catalog"),
+        source,
+    }
+}
