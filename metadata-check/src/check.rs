@@ -9,7 +9,7 @@ use crate::layout::METADATA_BLOCKS_MAX;
 use crate::report::{Device, Findings, Progress, Report, Summary};
 use crate::source::BlockSource;
 use crate::space_map::IndexEntry;
-use crate::superblock::Superblock;
+use crate::superblock::{MapRoot, Superblock};
 
 /// Data block numbers have 40 bits.
 const DATA_BLOCKS_MAX: u64 = 1 << 40;
@@ -139,7 +139,13 @@ impl Checker<'_> {
     /// Walks and compares everything; returns the devices of the live trees.
     fn check_pool(&mut self, superblock: &Superblock, options: &CheckOptions<'_>) -> Vec<Device> {
         self.pool_time = superblock.time;
-        self.data_blocks = superblock.data_map.nr_blocks;
+        // A larger size has been reported; arithmetic must not suffer from it.
+        let nr_blocks = superblock.data_map.nr_blocks.min(DATA_BLOCKS_MAX);
+        let data_map = MapRoot {
+            nr_blocks,
+            ..superblock.data_map
+        };
+        self.data_blocks = nr_blocks;
         let root = Pointer {
             from: 0,
             role: Role::Superblock,
@@ -150,7 +156,7 @@ impl Checker<'_> {
         };
         self.close(0, Subtree::default());
 
-        let data: Vec<IndexEntry> = self.open_data_map(&superblock.data_map);
+        let data: Vec<IndexEntry> = self.open_data_map(&data_map);
         let metadata: Vec<IndexEntry> = self.open_metadata_map(&superblock.metadata_map);
         self.walk_device_trees(0, superblock);
         let held = self.open_snapshot(superblock, options.allowed_incompat);
@@ -165,7 +171,7 @@ impl Checker<'_> {
             self.check_devices(held);
         }
         self.name_affected_devices(superblock.mapping_root);
-        self.compare_map(SpaceMap::Data, &superblock.data_map, &data);
+        self.compare_map(SpaceMap::Data, &data_map, &data);
         self.compare_map(SpaceMap::Metadata, &superblock.metadata_map, &metadata);
         devices
     }

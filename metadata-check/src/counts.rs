@@ -32,9 +32,7 @@ impl Counts {
         if *byte == 0 {
             self.used += 1;
         }
-        if *byte < u8::MAX {
-            *byte += 1;
-        }
+        *byte = byte.saturating_add(1);
         if *byte == u8::MAX {
             let large = self.large.entry(block).or_insert(u32::from(u8::MAX) - 1);
             *large = large.saturating_add(1);

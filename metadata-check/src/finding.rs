@@ -391,7 +391,7 @@ pub enum FindingKind {
         blocks: u64,
     },
     /// Reference counts that do not match the references.
-    #[error("{map} blocks {first} to {last} have reference count {stored}: expected {expected}")]
+    #[error("{}: reference count {stored}, expected {expected}", blocks(*map, *first, *last))]
     BadCount {
         map: SpaceMap,
         first: u64,
@@ -400,7 +400,7 @@ pub enum FindingKind {
         expected: u32,
     },
     /// Blocks that are counted as used although nothing refers to them.
-    #[error("{map} blocks {first} to {last} are leaked: reference count {stored}, expected 0")]
+    #[error("{}: leaked, reference count {stored}, expected 0", blocks(*map, *first, *last))]
     Leaked {
         map: SpaceMap,
         first: u64,
@@ -449,6 +449,15 @@ pub enum FindingKind {
         block: u64,
         nr_blocks: u64,
     },
+}
+
+/// Names one block or a run of them.
+fn blocks(map: SpaceMap, first: u64, last: u64) -> String {
+    if first == last {
+        format!("{map} block {first}")
+    } else {
+        format!("{map} blocks {first} to {last}")
+    }
 }
 
 impl fmt::Display for BlockKind {

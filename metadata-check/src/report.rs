@@ -116,20 +116,21 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    /// Adds a finding, unless it is there already: what the pool and its metadata snapshot share is
+    /// Adds a finding, unless it is among those kept: what the pool and its metadata snapshot share is
     /// looked at from both.
     pub(crate) fn push(&mut self, finding: Finding) {
-        if self.kept.contains(&finding) {
+        let full = self.kept.len() >= FINDINGS_MAX;
+        if !full && self.kept.contains(&finding) {
             return;
         }
         match finding.severity {
             Severity::Damage => self.damage += 1,
             Severity::Leak => self.leaks += 1,
         }
-        if self.kept.len() < FINDINGS_MAX {
-            self.kept.push(finding);
-        } else {
+        if full {
             self.dropped += 1;
+        } else {
+            self.kept.push(finding);
         }
     }
 

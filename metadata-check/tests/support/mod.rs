@@ -1,5 +1,14 @@
 //! Kernel-made pools in memory, and an editor that damages them.
 
+#![allow(dead_code, reason = "not every test binary uses all of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic fails the test, as it should"
+)]
+
+pub mod cases;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -9,10 +18,6 @@ use std::sync::{Arc, Mutex};
 use metadata_check::{BlockSource, CheckOptions, Report, check};
 
 /// All fixtures.
-#[allow(
-    dead_code,
-    reason = "not every test binary uses all of the support code"
-)]
 pub const POOLS: [&str; 8] = [
     "1-empty",
     "2-single",
@@ -24,13 +29,14 @@ pub const POOLS: [&str; 8] = [
     "8-needs-check",
 ];
 
+/// The pool with the most sharing in it.
+pub const SNAPSHOTS: &str = "3-snapshots";
+/// The pool with a metadata snapshot.
+pub const HELD: &str = "6-grown-held-origin";
+
 pub type Block = [u8; 4096];
 
 /// Which checksum a block carries.
-#[allow(
-    dead_code,
-    reason = "not every test binary uses all of the support code"
-)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Superblock,
@@ -63,10 +69,6 @@ pub struct Image {
     read: Arc<Mutex<BTreeMap<u64, u32>>>,
 }
 
-#[allow(
-    dead_code,
-    reason = "not every test binary uses all of the support code"
-)]
 impl Image {
     pub fn of(pool: &str) -> Self {
         let base = unpack(pool, "metadata.bin.zst");
