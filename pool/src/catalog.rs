@@ -26,7 +26,7 @@ pub use store::{CatalogStore, FileCatalog};
 
 use crate::error::Error;
 use crate::name::DeviceName;
-use crate::units::ThinId;
+use crate::units::{DEVICE_SIZE_MAX, ThinId};
 
 /// What is recorded of one device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -246,6 +246,7 @@ impl Catalog {
             Operation::Add(entry) => {
                 self.expect_free(&entry.name)?;
                 thin_id(entry.id)?;
+                check_bound(entry.size)?;
                 self.entries.insert(entry.name.clone(), entry.clone());
             }
             Operation::Rename { from, to } => {
@@ -256,7 +257,10 @@ impl Catalog {
                     }
                 }
             }
-            Operation::Resize { name, size } => self.entry_mut(name)?.size = *size,
+            Operation::Resize { name, size } => {
+                check_bound(*size)?;
+                self.entry_mut(name)?.size = *size;
+            }
             Operation::Freeze { name } => self.entry_mut(name)?.read_only = true,
             Operation::Rollback {
                 name,
@@ -266,6 +270,7 @@ impl Catalog {
                 size,
             } => {
                 thin_id(*id)?;
+                check_bound(*size)?;
                 let entry = self.entry_mut(name)?;
                 let old = thin_id(std::mem::replace(&mut entry.id, *id))?;
                 entry.uuid.clone_from(uuid);
@@ -308,6 +313,18 @@ fn deleting_operations(id: ThinId) -> Vec<Operation> {
         external_origin: None,
     };
     vec![Operation::Add(entry), Operation::Remove { name }]
+}
+
+/// Keeps arithmetic on sizes from the file within bounds.
+fn check_bound(size: u64) -> Result<(), Error> {
+    if size <= DEVICE_SIZE_MAX {
+        return Ok(());
+    }
+    Err(Error::BadValue {
+        what: "a size",
+        found: format!("{size} bytes"),
+        expected: format!("at most {DEVICE_SIZE_MAX}"),
+    })
 }
 
 pub(crate) fn thin_id(id: u32) -> Result<ThinId, Error> {

@@ -185,17 +185,16 @@ impl<H: Host> Pool<H> {
         pairs: Vec<(DeviceName, NewDevice)>,
     ) -> Result<Vec<Share<H::Data>>, Error> {
         let mut shares: Vec<Share<H::Data>> = Vec::new();
-        let mut time = self.time.load(Ordering::Acquire);
-        for (source, new) in pairs {
+        let now = self.time.load(Ordering::Acquire);
+        for ((source, new), time) in pairs.into_iter().zip(now + 1..) {
             let origin = self.device(&source)?;
             writer.catalog.expect_free(&new.name)?;
             if shares.iter().any(|share| share.entry.name == new.name) {
                 return Err(Error::Exists(new.name));
             }
-            if time >= TIME_MAX {
+            if time > TIME_MAX {
                 return Err(Error::OutOfTime);
             }
-            time += 1;
             let parent = origin.entry.read().clone();
             let id = writer.unused_id(shares.len())?;
             let entry = Entry {

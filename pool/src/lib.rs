@@ -4,7 +4,7 @@
 //! Reading order:
 //!
 //! - [`Pool`] is what is shared (`pool.rs`), [`ThinDevice`] the handle to one device (`device.rs`);
-//! - `map.rs` decides what a request amounts to, and is pure; `serve.rs` carries it out;
+//! - `map.rs` decides what a request amounts to, and is pure; `serve/` carries it out;
 //! - `chunks.rs` holds the mappings that requests look up, `allocator.rs` and `epoch.rs` the blocks
 //!   they may take;
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;

@@ -24,7 +24,7 @@ use crate::stats::Histogram;
 use crate::superblock::{LOCATION, Superblock};
 use crate::sync::{CommitNumbers, Exclusive};
 use crate::trees::DeviceDetails;
-use crate::units::{BlockSize, SECTOR_SIZE, ThinId};
+use crate::units::{BlockSize, DEVICE_SIZE_MAX, SECTOR_SIZE, ThinId};
 use crate::writer::Writer;
 
 /// What a pool consists of.
@@ -296,7 +296,9 @@ fn unnamed_entry(
             blocks = block.saturating_add(1);
             ControlFlow::Continue(())
         })?;
-    let size = blocks.saturating_mul(block_size.bytes()).max(SECTOR_SIZE);
+    let size = blocks
+        .saturating_mul(block_size.bytes())
+        .clamp(SECTOR_SIZE, DEVICE_SIZE_MAX);
     Ok(Entry {
         id: id.get(),
         name: DeviceName::volume(&format!("thin-{id}"))?,

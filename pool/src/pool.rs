@@ -251,7 +251,7 @@ impl<H: Host> Pool<H> {
             id: device.id.get(),
             uuid: entry.uuid,
             size: device.size(),
-            mapped_bytes: device.mapped_blocks.load(Ordering::Relaxed) * self.block_size.bytes(),
+            mapped_bytes: mapped.saturating_mul(self.block_size.bytes()),
             parent: parent.map(|parent| parent.name()),
             created: entry.created,
             read_only: entry.read_only || self.is_read_only(),

@@ -21,6 +21,7 @@
 use metadata_btree::{Block, BlockKind, BlockNr, SpaceMapRoot, SpaceMapRoots};
 
 use crate::error::Error;
+use crate::trees::TIME_MAX;
 use crate::units::{BlockSize, SECTOR_SIZE};
 
 const MAGIC: u64 = 27_022_010;
@@ -102,10 +103,14 @@ impl Superblock {
                 allowed,
             ));
         };
+        let time = get_u32(image, 44);
+        if time > TIME_MAX {
+            return Err(wrong("time", time.to_string(), "at most 16777215"));
+        }
         Ok(Superblock {
             image: image.clone(),
             flags: get_u32(image, 4),
-            time: get_u32(image, 44),
+            time,
             transaction_id: get_u64(image, 48),
             held_root: get_u64(image, 56),
             mapping_root: BlockNr(get_u64(image, 320)),

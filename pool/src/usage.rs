@@ -89,9 +89,9 @@ fn usage_of(
         }
         usages.push(DeviceUsage {
             name: name.clone(),
-            mapped_bytes: mapped * block_size,
+            mapped_bytes: mapped.saturating_mul(block_size),
             exclusive_bytes: exclusive * block_size,
-            shared_bytes: mapped.saturating_sub(exclusive) * block_size,
+            shared_bytes: mapped.saturating_sub(exclusive).saturating_mul(block_size),
             freed_if_deleted_bytes: exclusive * block_size,
         });
     }

@@ -7,12 +7,15 @@ use crate::error::Error;
 use crate::metadata::{Change, Metadata};
 use crate::units::{DataBlock, ThinId};
 
+/// What an operation does to the metadata.
+pub(crate) type MetadataChange = Box<dyn FnOnce(&mut Metadata) -> Result<(), Error> + Send>;
+
 /// A change of names or devices, to be done in one transaction.
 pub(crate) struct Control {
     /// What it does to the catalog: already known to make sense.
     pub(crate) operations: Vec<Operation>,
     /// What it does to the metadata.
-    pub(crate) change: Box<dyn FnOnce(&mut Metadata) -> Result<(), Error> + Send>,
+    pub(crate) change: MetadataChange,
 }
 
 impl Control {

@@ -1,0 +1,94 @@
+//! Carrying requests out: reading, writing, unmapping.
+//!
+//! Every request holds the current epoch from before it looks a block up until its data I/O is
+//! done; writes pass their device's gate as well. What they share is here: looking a chunk of
+//! mappings up, changing a mapping, flushing.
+
+mod read;
+mod unmap;
+mod write;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::chunks::{Chunk, chunk_of};
+use crate::device::Device;
+use crate::error::Error;
+use crate::host::{DataIo, Host};
+use crate::pool::Pool;
+use crate::trees::Mapping;
+use crate::units::VirtualBlock;
+
+pub use read::ReadPiece;
+
+impl<H: Host> Pool<H> {
+    pub(crate) async fn flush(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+    ) -> Result<(), Error> {
+        self.check_readable()?;
+        let number = device.durable_with.load(Ordering::SeqCst);
+        if self.commits.is_complete(number) {
+            return self.sync_data().await;
+        }
+        self.commit_through(number).await
+    }
+
+    /// The chunk with a block's mapping, loaded if need be.
+    async fn chunk(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        block: VirtualBlock,
+    ) -> Result<Arc<Chunk>, Error> {
+        match device.chunks.get(chunk_of(block)) {
+            Some(chunk) => Ok(chunk),
+            None => self.load_chunk(device, chunk_of(block)).await,
+        }
+    }
+
+    /// Changes a mapping in memory and notes which commit will make it durable.
+    fn change(
+        &self,
+        device: &Device<H::Data>,
+        chunk: &Chunk,
+        block: VirtualBlock,
+        mapping: Option<Mapping>,
+    ) {
+        let replaced = device.chunks.set(chunk, block, mapping);
+        match (replaced.before.is_some(), mapping.is_some()) {
+            (false, true) => device.mapped_blocks.fetch_add(1, Ordering::Relaxed),
+            (true, false) => device.mapped_blocks.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        // Read after the change was marked: a commit that started in between may have missed it.
+        device
+            .durable_with
+            .fetch_max(self.commits.next(), Ordering::SeqCst);
+        self.counters
+            .uncommitted_changes
+            .fetch_add(1, Ordering::Relaxed);
+        self.epochs
+            .retire(replaced.never_collected.into_iter().collect());
+    }
+}
+
+fn check_range<D: DataIo>(device: &Device<D>, offset: u64, len: u64) -> Result<Range<u64>, Error> {
+    let size = device.size();
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(offset..end),
+        _ => Err(Error::OutOfRange { offset, len, size }),
+    }
+}
+
+fn data_error(doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io {
+        what: format!("{doing} on the data store"),
+        source,
+    }
+}
+
+/// For lengths of buffers that exist, which fit memory.
+fn usize_of(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,148 @@
+//! Unmapping and zeroing.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::chunks::{chunk_of, first_block};
+use crate::device::Device;
+use crate::error::Error;
+use crate::host::Host;
+use crate::map::{self, Place, Zeroing};
+use crate::pool::Pool;
+use crate::serve::check_range;
+use crate::serve::write::Payload;
+use crate::sync::yield_now;
+use crate::units::VirtualBlock;
+
+impl<H: Host> Pool<H> {
+    pub(crate) async fn discard(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        offset: u64,
+        len: u64,
+        durable: bool,
+    ) -> Result<(), Error> {
+        let range = check_range(device, offset, len)?;
+        self.check_writable(device)?;
+        let blocks = map::whole_blocks(&range, self.block_size, device.size());
+        self.unmap(device, blocks).await?;
+        if durable {
+            self.flush(device).await?;
+        }
+        Ok(())
+    }
+
+    /// Unmaps virtual blocks, a chunk at a time, so that others go on.
+    async fn unmap(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        blocks: Range<u64>,
+    ) -> Result<(), Error> {
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let first = VirtualBlock(next);
+            let end = blocks.end.min(first_block(chunk_of(first) + 1).0);
+            {
+                let _pass = device.writes.enter().await;
+                let _epoch = self.epochs.enter();
+                let chunk = self.chunk(device, first).await?;
+                for block in (next..end).map(VirtualBlock) {
+                    if chunk.get(block).is_none() {
+                        continue;
+                    }
+                    let _cell = device.blocks.lock(block.0).await;
+                    if chunk.get(block).is_some() {
+                        self.change(device, &chunk, block, None);
+                    }
+                }
+            }
+            self.throttle_changes().await?;
+            yield_now().await;
+            next = end;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn write_zeroes(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        offset: u64,
+        len: u64,
+        zeroing: Zeroing,
+        durable: bool,
+    ) -> Result<(), Error> {
+        let range = check_range(device, offset, len)?;
+        self.check_writable(device)?;
+        let whole = map::whole_blocks(&range, self.block_size, device.size());
+        if matches!(zeroing, Zeroing::Fast | Zeroing::FastKeepMapped) {
+            self.check_fast(device, &range, &whole, zeroing).await?;
+        }
+        let keep = matches!(zeroing, Zeroing::KeepMapped | Zeroing::FastKeepMapped);
+        if keep || device.origin.is_some() || whole.is_empty() {
+            self.zero_mapped(device, range, keep).await?;
+        } else {
+            let bytes = self.block_size.bytes();
+            self.zero_mapped(device, range.start..whole.start * bytes, keep)
+                .await?;
+            self.unmap(device, whole.clone()).await?;
+            let tail = range.end.min(whole.end * bytes)..range.end;
+            self.zero_mapped(device, tail, keep).await?;
+        }
+        if durable {
+            self.flush(device).await?;
+        }
+        Ok(())
+    }
+
+    /// Zeroes by writing, block by block. What is a hole stays one unless `keep` is set.
+    async fn zero_mapped(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        range: Range<u64>,
+        keep: bool,
+    ) -> Result<(), Error> {
+        for part in map::parts(range, self.block_size) {
+            let unmapped = {
+                let _epoch = self.epochs.enter();
+                self.chunk(device, part.block)
+                    .await?
+                    .get(part.block)
+                    .is_none()
+            };
+            if keep || !unmapped || device.origin.is_some() {
+                let start = self.block_size.start_of(part.block) + part.begin;
+                let payload = Payload::Zeros(part.len);
+                self.write_payload(device, start..start + part.len, payload, false)
+                    .await?;
+            }
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Refuses a fast zeroing that would have to write data.
+    async fn check_fast(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        range: &Range<u64>,
+        whole: &Range<u64>,
+        zeroing: Zeroing,
+    ) -> Result<(), Error> {
+        let snapshotted = device.snapshotted_time.load(Ordering::Acquire);
+        for part in map::parts(range.clone(), self.block_size) {
+            let chunk = self.chunk(device, part.block).await?;
+            let place = map::place(chunk.get(part.block), snapshotted);
+            let is_whole = whole.contains(&part.block.0);
+            let fast = match zeroing {
+                Zeroing::FastKeepMapped => is_whole && matches!(place, Place::Exclusive(_)),
+                _ if device.origin.is_some() => false,
+                _ => is_whole || place == Place::Unmapped,
+            };
+            if !fast {
+                return Err(Error::NotFast);
+            }
+        }
+        Ok(())
+    }
+}
