@@ -241,6 +241,7 @@ impl<H: Host> Pool<H> {
             let mut devices = table.devices.values();
             devices.find(|other| other.id != device.id && other.entry.read().uuid == *uuid)
         });
+        let mapped = device.mapped_blocks.load(Ordering::Relaxed);
         let kind = if entry.name.is_snapshot() {
             DeviceKind::Snapshot
         } else {
