@@ -2,14 +2,15 @@
 //!
 //! [`check`] walks everything reachable from the superblock, recounts every reference and compares
 //! the result with what the pool says of itself. It only reads, never panics on what it reads, never
-//! stops at the first fault, and reads each mapping node once however often it is shared.
+//! stops at the first fault, and reads each block once however often it is shared (nodes above a fault
+//! twice, to tell which devices it affects).
 //! [`dump`] writes the mappings as the XML that `thin_restore` reads.
 //!
 //! Both need metadata that holds still: a pool that is not in use, or a pinned commit of a live one,
 //! given as its superblock, whose blocks are not reused meanwhile.
 //!
 //! Memory is bounded by the metadata itself: one byte for each data block that a reachable bitmap
-//! covers, about 48 bytes for each metadata block in a touched region, and the nodes of the small
+//! covers, less than 64 bytes for each metadata block in a region of 512 that is in use, and the nodes of the small
 //! trees. No length read from disk is believed before something else bounds it.
 //!
 //! ```no_run

@@ -107,6 +107,28 @@ fn dumps_are_as_recorded() {
 }
 
 #[test]
+fn a_range_ends_where_the_time_changes() {
+    let mut image = Image::of("8-needs-check");
+    // The top-level tree is one leaf with one device, whose tree is one leaf with one run of 20.
+    let leaf = image.u64(image.u64(0, 320), 2048);
+    image.put64(leaf, 2048 + 8 * 10, 10 << 24 | 1);
+    let mut xml = Vec::new();
+    dump(&image, &DumpOptions::default(), &mut xml).unwrap();
+    let xml = String::from_utf8(xml).unwrap();
+    let mappings: Vec<&str> = xml
+        .lines()
+        .filter(|line| line.contains("mapping "))
+        .map(str::trim)
+        .collect();
+    let expected = [
+        r#"<range_mapping origin_begin="0" data_begin="0" length="10" time="0"/>"#,
+        r#"<single_mapping origin_block="10" data_block="10" time="1"/>"#,
+        r#"<range_mapping origin_begin="11" data_begin="11" length="9" time="0"/>"#,
+    ];
+    assert_eq!(mappings, expected);
+}
+
+#[test]
 fn dumping_an_absent_snapshot_is_refused() {
     let options = DumpOptions {
         held: true,
