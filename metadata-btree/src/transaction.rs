@@ -39,7 +39,6 @@ use crate::checksum::BlockKind;
 use crate::codec::Value;
 use crate::error::{BlockCheck, Error};
 use crate::node::{Node, NodeMut};
-use crate::num::to_usize;
 use crate::open;
 use crate::source::{NodeGuard, ReadNode};
 use crate::space_map::{
@@ -53,6 +52,21 @@ const DIRTY_NODES_MAX: usize = 8192;
 /// Blocks any one operation on a tree can allocate: twice the height of the tallest tree that fits
 /// the metadata, a node and a sibling on each level.
 const OPERATION_BLOCKS: u64 = 24;
+
+/// Blocks that only operations which make room may take: from full metadata entries can still be
+/// removed, and that be committed, which gives the blocks back.
+const REMOVAL_BLOCKS: u64 = OPERATION_BLOCKS;
+
+/// What a change of a tree does to the room there is.
+#[derive(Clone, Copy)]
+pub(crate) enum Growth {
+    /// Adds entries.
+    Adds,
+    /// Removes or replaces entries, but may have to copy nodes for that.
+    Keeps,
+    /// Allocates nothing.
+    Frees,
+}
 
 /// A node changed in this transaction.
 struct DirtyNode {
@@ -220,7 +234,7 @@ impl Transaction {
         let bitmaps = new_block_count.div_ceil(COUNTS_PER_BITMAP as u64);
         let added = bitmaps - self.disk.bitmap_count() as u64;
         // Index entries go into leaves that are at least a third full.
-        self.check_room(added + added / 56)?;
+        self.check_room(added + added / 56 + REMOVAL_BLOCKS)?;
         self.disk.grow(new_block_count);
         Ok(())
     }
@@ -334,21 +348,17 @@ impl Transaction {
     /// the transaction if it fails half-way.
     pub(crate) fn change<T>(
         &mut self,
+        growth: Growth,
         change: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.check_alive()?;
         if !self.committing {
-            self.check_room(OPERATION_BLOCKS)?;
+            match growth {
+                Growth::Adds => self.check_room(OPERATION_BLOCKS + REMOVAL_BLOCKS)?,
+                Growth::Keeps => self.check_room(OPERATION_BLOCKS)?,
+                Growth::Frees => {}
+            }
         }
-        self.change_freely(change)
-    }
-
-    /// Like [`change`](Transaction::change), for changes that allocate nothing.
-    pub(crate) fn change_freely<T>(
-        &mut self,
-        change: impl FnOnce(&mut Self) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        self.check_alive()?;
         self.operation += 1;
         let mut result = Ok(());
         if self.dirty.len() > self.dirty_max {
@@ -376,8 +386,7 @@ impl Transaction {
     fn blocks_for_commit(&self) -> u64 {
         let bitmaps = self.metadata.bitmap_count() + self.disk.changed_count();
         let index_nodes = (3 * self.disk.changed_count()).min(self.disk.bitmap_count() / 56 + 6);
-        let overflow_leaves = to_usize(self.disk.nr_blocks()) / 112;
-        let overflow_nodes = (3 * self.disk.pending_count()).min(overflow_leaves + 6);
+        let overflow_nodes = self.disk.overflow_nodes_touched();
         (1 + bitmaps + index_nodes + overflow_nodes + 6) as u64
     }
 

@@ -15,7 +15,7 @@ use crate::codec::Value;
 use crate::error::Error;
 use crate::node::{Node, NodeMut, shift};
 use crate::source::ReadNode;
-use crate::transaction::Transaction;
+use crate::transaction::{Growth, Transaction};
 
 /// A neighbour with less room is not worth moving entries to.
 const ROOM_MIN: usize = 8;
@@ -37,7 +37,38 @@ impl<V: Value> Btree<V> {
     /// [`Error::OutOfMetadataSpace`] with nothing changed; any other error poisons the
     /// transaction.
     pub fn insert(&mut self, tx: &mut Transaction, key: u64, value: V) -> Result<Option<V>, Error> {
-        let (root, replaced) = tx.change(|tx| {
+        self.put(tx, Growth::Adds, key, value)
+    }
+
+    /// Like [`insert`](Btree::insert) for a key that is present; without it, does nothing.
+    ///
+    /// Since nothing is added, this may take the last blocks, those that removals keep for
+    /// themselves. It is meant for entries that must follow a removal elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMetadataSpace`] with nothing changed; any other error in the middle of the
+    /// change poisons the transaction.
+    pub fn replace(
+        &mut self,
+        tx: &mut Transaction,
+        key: u64,
+        value: V,
+    ) -> Result<Option<V>, Error> {
+        tx.check_alive()?;
+        match self.lookup(&*tx, key)? {
+            Some(_) => self.put(tx, Growth::Keeps, key, value),
+            None => Ok(None),
+        }
+    }
+
+    fn put(
+        &mut self,
+        tx: &mut Transaction,
+        growth: Growth,
+        key: u64,
+        value: V,
+    ) -> Result<Option<V>, Error> {
+        let (root, replaced) = tx.change(growth, |tx| {
             let root = tx.shadow::<V>(self.root)?;
             let leaf = leaf_with_room::<V>(tx, root, key)?;
             let mut node = NodeMut::new(tx.node_mut(leaf)?);

@@ -22,7 +22,7 @@ use crate::checksum::BlockKind;
 use crate::codec::Value;
 use crate::error::{BlockCheck, Error};
 use crate::node::{CHILD_SIZE, Node};
-use crate::transaction::{Transaction, check_value_size, empty_leaf};
+use crate::transaction::{Growth, Transaction, check_value_size, empty_leaf};
 
 /// Levels of a tree. The tallest that fits the largest metadata, a third full, has six.
 pub(crate) const DEPTH_MAX: usize = 16;
@@ -64,7 +64,7 @@ impl<V: Value> Btree<V> {
     /// # Errors
     /// [`Error::OutOfMetadataSpace`], [`Error::Poisoned`].
     pub fn empty(tx: &mut Transaction) -> Result<Self, Error> {
-        let root = tx.change(|tx| tx.new_node(empty_leaf(Self::VALUE_SIZE)))?;
+        let root = tx.change(Growth::Adds, |tx| tx.new_node(empty_leaf(Self::VALUE_SIZE)))?;
         Ok(Self::from_root(root))
     }
 

@@ -22,7 +22,7 @@ use crate::codec::Value;
 use crate::error::{BlockCheck, Error};
 use crate::node::{Node, NodeMut, shift};
 use crate::source::ReadNode;
-use crate::transaction::Transaction;
+use crate::transaction::{Growth, Transaction};
 
 impl<V: Value> Btree<V> {
     /// Removes a key and returns its value, which loses its reference.
@@ -68,7 +68,7 @@ impl<V: Value> Btree<V> {
     }
 
     fn remove_span(&mut self, tx: &mut Transaction, range: Span) -> Result<u64, Error> {
-        let (root, removed) = tx.change(|tx| {
+        let (root, removed) = tx.change(Growth::Keeps, |tx| {
             let root = tx.shadow::<V>(self.root)?;
             let removed = erase::<V>(tx, root, range, Span::ALL, 0)?;
             let root = mend_edges::<V>(tx, root, range)?;
@@ -84,7 +84,9 @@ impl<V: Value> Btree<V> {
     /// # Errors
     /// Any error poisons the transaction.
     pub fn drop_tree(self, tx: &mut Transaction) -> Result<(), Error> {
-        tx.change_freely(|tx| drop_node::<V>(tx, self.root, Span::ALL, 0))
+        tx.change(Growth::Frees, |tx| {
+            drop_node::<V>(tx, self.root, Span::ALL, 0)
+        })
     }
 }
 

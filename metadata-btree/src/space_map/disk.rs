@@ -5,15 +5,20 @@
 //! tree up to date by ordinary operations on trees (`commit.rs`). Who may use a free disk block,
 //! and when, is the caller's business; the map says which counts are 0 and which just became so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::block::{Block, BlockNr};
 use crate::btree::Btree;
+use crate::codec::Value;
 use crate::error::Error;
+use crate::node::max_entries;
 use crate::num::to_usize;
 use crate::space_map::bitmap::{Bitmap, COUNTS_PER_BITMAP, MANY};
 use crate::space_map::{IndexEntry, OverflowCount, SpaceMapRoot};
+
+/// Entries in a leaf of the overflow tree, at least, unless it is the root.
+const OVERFLOW_LEAF_MIN: usize = max_entries(OverflowCount::SIZE) / 3;
 
 pub(crate) struct DiskMap {
     pub(crate) index: Btree<IndexEntry>,
@@ -25,6 +30,8 @@ pub(crate) struct DiskMap {
     changed: Vec<usize>,
     /// Counts that are, or were, three or more and changed since the last commit.
     pending: BTreeMap<u64, u32>,
+    /// Which stretches of [`OVERFLOW_LEAF_MIN`] blocks the pending counts are in.
+    pending_stretches: BTreeSet<u64>,
     freed: Vec<u64>,
     grown: bool,
 }
@@ -47,6 +54,7 @@ impl DiskMap {
             bitmaps: vec![None; bitmaps],
             changed: Vec::new(),
             pending: BTreeMap::new(),
+            pending_stretches: BTreeSet::new(),
             freed: Vec::new(),
             grown: false,
         }
@@ -69,8 +77,20 @@ impl DiskMap {
         self.changed.len()
     }
 
-    pub(crate) fn pending_count(&self) -> usize {
-        self.pending.len()
+    /// An upper bound for the nodes of the overflow tree that bringing it up to date takes.
+    ///
+    /// A leaf holds at least a third of its capacity, so as many consecutive blocks as that have
+    /// their entries in two leaves at most.
+    pub(crate) fn overflow_nodes_touched(&self) -> usize {
+        let added_leaves = self.pending.len() / OVERFLOW_LEAF_MIN;
+        let all_leaves = to_usize(self.nr_allocated.min(self.nr_blocks)) / OVERFLOW_LEAF_MIN;
+        let leaves = (2 * self.pending_stretches.len()).min(all_leaves + 2) + added_leaves;
+        // Internal nodes have many more children than 28, but the touched ones may be scattered.
+        if leaves == 0 {
+            0
+        } else {
+            leaves + leaves / 28 + 6
+        }
     }
 
     pub(crate) fn bitmap_count(&self) -> usize {
@@ -137,6 +157,8 @@ impl DiskMap {
         }
         if old >= MANY || new >= MANY {
             self.pending.insert(block, new);
+            self.pending_stretches
+                .insert(block / OVERFLOW_LEAF_MIN as u64);
         }
         match (old, new) {
             (0, 1..) => self.nr_allocated = self.nr_allocated.saturating_add(1),
@@ -231,6 +253,7 @@ impl DiskMap {
             }
         }
         self.pending.clear();
+        self.pending_stretches.clear();
         self.grown = false;
     }
 }
