@@ -77,7 +77,7 @@ impl<H: Host> Pool<H> {
             };
             self.check_changeable()?;
             let begun = self.begin_commit();
-            self.finish_commit(writer, begun, None).await?;
+            self.finish_commit(writer, begun, None, || ()).await?;
         }
     }
 
@@ -100,14 +100,16 @@ impl<H: Host> Pool<H> {
     }
 
     /// Steps 3 to 5. A failure of the commit stops the pool; a control operation may fail alone.
+    /// When it is done, `publish` shows it to others before the next one can begin.
     pub(crate) async fn finish_commit(
         self: &Arc<Self>,
         writer: Held<Writer>,
         begun: Begun<H::Data>,
         control: Option<Control>,
+        publish: impl FnOnce() + Send,
     ) -> Result<(), Error> {
         let started = self.host.now();
-        let outcome = self.try_commit(writer, begun, control).await;
+        let outcome = self.try_commit(writer, begun, control, publish).await;
         match &outcome {
             Ok(_) => self
                 .commit_durations
@@ -124,6 +126,7 @@ impl<H: Host> Pool<H> {
         mut writer: Held<Writer>,
         begun: Begun<H::Data>,
         control: Option<Control>,
+        publish: impl FnOnce() + Send,
     ) -> Result<Result<(), Error>, Error> {
         self.data.sync().await.map_err(sync_error)?;
         self.counters
@@ -152,6 +155,9 @@ impl<H: Host> Pool<H> {
         pinned.into_iter().for_each(Collected::unpin);
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.epochs.retire(done.freed);
+        if done.control.is_ok() {
+            publish();
+        }
         self.note_metadata_space(writer);
         Ok(done.control)
     }
@@ -285,11 +291,13 @@ impl<H: Host> Pool<H> {
             writer.ids.remove(&id);
         }
         let control = Control::reclaimed(id, gone);
-        self.finish_commit(writer, begun, Some(control)).await?;
-        if gone {
-            self.counters.deleting.fetch_sub(1, Ordering::Relaxed);
-        }
-        Ok(())
+        let publish = || {
+            self.counters
+                .deleting
+                .fetch_sub(u64::from(gone), Ordering::Relaxed);
+        };
+        self.finish_commit(writer, begun, Some(control), publish)
+            .await
     }
 }
 

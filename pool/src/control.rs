@@ -1,14 +1,4 @@
 //! Operations on names and devices: each is one transaction, done in full or not at all.
-//!
-//! # Snapshots
-//!
-//! A snapshot shares its origin's whole mapping tree; taking one costs a reference count, two
-//! details and a catalog line, whatever the size. What it must contain is every write completed
-//! before it was asked for. So it closes the gates of its origins (all of them, for a group at one
-//! instant), waits for the writes inside, collects their changes and raises the time in memory;
-//! then the gates open again, before anything is written. Later writes see older mappings as
-//! shared and move off them, and their changes belong to the next commit. Should this commit fail,
-//! the raised time merely costs copies.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,17 +6,17 @@ use std::sync::atomic::Ordering;
 
 use crate::catalog::{Entry, Operation};
 use crate::chunks::chunk_of;
-use crate::device::{Device, Origin};
+use crate::commit::Begun;
+use crate::device::Device;
 use crate::error::Error;
-use crate::host::{DataIo, Host};
+use crate::host::Host;
 use crate::info::{DeviceInfo, Mode};
 use crate::map::Zeroing;
 use crate::metadata::Metadata;
 use crate::name::DeviceName;
 use crate::open::open_origin;
 use crate::pool::Pool;
-use crate::sync::{Gate, Held};
-use crate::trees::TIME_MAX;
+use crate::sync::{ClosedGates, Held};
 use crate::units::{DEVICE_SIZE_MAX, SECTOR_SIZE, ThinId};
 use crate::writer::{Control, Writer};
 
@@ -46,14 +36,6 @@ pub struct NewDevice {
     pub name: DeviceName,
     /// Its identity.
     pub identity: Identity,
-}
-
-/// A device that shares another's mappings, about to be made.
-struct Share<D> {
-    origin: Arc<Device<D>>,
-    entry: Entry,
-    id: ThinId,
-    time: u32,
 }
 
 impl<H: Host> Pool<H> {
@@ -87,134 +69,14 @@ impl<H: Host> Pool<H> {
         };
         let operations = vec![Operation::Add(entry.clone())];
         let change = Box::new(move |metadata: &mut Metadata| metadata.create_thin(id));
-        self.change_with(writer, Control { operations, change }, vec![id])
-            .await?;
-        let time = self.committed.read().superblock.time;
-        self.add(Device::new(id, entry, time, 0, origin));
-        self.info(&new.name)
-    }
-
-    /// Takes snapshots of several volumes at one instant. The names are `VOL@SNAP`.
-    pub async fn create_snapshots(
-        self: &Arc<Self>,
-        new: Vec<NewDevice>,
-    ) -> Result<Vec<DeviceInfo>, Error> {
-        let names: Vec<DeviceName> = new.iter().map(|new| new.name.clone()).collect();
-        let mut pairs = Vec::new();
-        for new in new {
-            check_kind(&new.name, true)?;
-            pairs.push((DeviceName::volume(new.name.volume_part())?, new));
-        }
-        self.share(pairs).await?;
-        names.iter().map(|name| self.info(name)).collect()
-    }
-
-    /// Makes a writable volume with the contents of a snapshot, or of a volume now.
-    pub async fn clone_device(
-        self: &Arc<Self>,
-        source: &DeviceName,
-        new: NewDevice,
-    ) -> Result<DeviceInfo, Error> {
-        check_kind(&new.name, false)?;
-        let name = new.name.clone();
-        self.share(vec![(source.clone(), new)]).await?;
-        self.info(&name)
-    }
-
-    /// Makes devices that share the mappings of others, all at one instant.
-    async fn share(self: &Arc<Self>, pairs: Vec<(DeviceName, NewDevice)>) -> Result<(), Error> {
-        let writer = self.writer_for_change().await?;
-        self.check_metadata_space()?;
-        let shares = self.plan_shares(&writer, pairs)?;
-        let mut origins: Vec<Option<Origin<H::Data>>> = Vec::new();
-        for share in &shares {
-            let path = share.entry.external_origin.as_ref();
-            origins.push(
-                path.map(|path| open_origin(&*self.host, path))
-                    .transpose()?,
-            );
-        }
-        let gates: Vec<&Gate> = shares.iter().map(|share| &share.origin.writes).collect();
-        let closed = ClosedGates::close(&gates);
-        closed.drained().await;
+        // At least the time of creation, which is what matters.
+        let time = self.time.load(Ordering::Acquire);
         let begun = self.begin_commit();
-        for share in &shares {
-            share
-                .origin
-                .snapshotted_time
-                .store(share.time, Ordering::Release);
-            self.time.fetch_max(share.time, Ordering::AcqRel);
-        }
-        let mapped: Vec<u64> = shares
-            .iter()
-            .map(|share| share.origin.mapped_blocks.load(Ordering::Relaxed))
-            .collect();
-        drop(closed);
-        let plan: Vec<_> = shares
-            .iter()
-            .map(|share| (share.id, share.origin.id, share.time))
-            .collect();
-        let control = Control {
-            operations: shares
-                .iter()
-                .map(|share| Operation::Add(share.entry.clone()))
-                .collect(),
-            change: Box::new(move |metadata| {
-                let mut plan = plan.into_iter();
-                plan.try_for_each(|(id, origin, time)| metadata.create_snapshot(id, origin, time))
-            }),
-        };
-        let ids = shares.iter().map(|share| share.id).collect();
-        self.note_ids(writer, begun, control, ids).await?;
-        for ((share, origin), mapped) in shares.into_iter().zip(origins).zip(mapped) {
-            self.add(Device::new(
-                share.id,
-                share.entry,
-                share.time,
-                mapped,
-                origin,
-            ));
-        }
-        Ok(())
-    }
-
-    /// Checks names and draws up the new devices' entries.
-    fn plan_shares(
-        &self,
-        writer: &Writer,
-        pairs: Vec<(DeviceName, NewDevice)>,
-    ) -> Result<Vec<Share<H::Data>>, Error> {
-        let mut shares: Vec<Share<H::Data>> = Vec::new();
-        let now = self.time.load(Ordering::Acquire);
-        for ((source, new), time) in pairs.into_iter().zip(now + 1..) {
-            let origin = self.device(&source)?;
-            writer.catalog.expect_free(&new.name)?;
-            if shares.iter().any(|share| share.entry.name == new.name) {
-                return Err(Error::Exists(new.name));
-            }
-            if time > TIME_MAX {
-                return Err(Error::OutOfTime);
-            }
-            let parent = origin.entry.read().clone();
-            let id = writer.unused_id(shares.len())?;
-            let entry = Entry {
-                id: id.get(),
-                read_only: new.name.is_snapshot(),
-                name: new.name,
-                size: origin.size(),
-                uuid: new.identity.uuid,
-                created: new.identity.created,
-                parent: Some(parent.uuid),
-                external_origin: parent.external_origin,
-            };
-            shares.push(Share {
-                origin,
-                entry,
-                id,
-                time,
-            });
-        }
-        Ok(shares)
+        let publish = || self.add(Device::new(id, entry, time, 0, origin));
+        let control = Control { operations, change };
+        self.make_devices(writer, begun, control, vec![id], publish)
+            .await?;
+        self.info(&new.name)
     }
 
     /// Removes a volume or snapshot: its name is gone when this returns, its blocks come back
@@ -224,15 +86,12 @@ impl<H: Host> Pool<H> {
         let device = self.device(name)?;
         let _claim = device.claim()?;
         let operations = vec![Operation::Remove { name: name.clone() }];
-        self.counters.deleting.fetch_add(1, Ordering::Relaxed);
-        let removed = self.change_catalog(writer, operations).await;
-        if removed.is_err() {
-            self.counters.deleting.fetch_sub(1, Ordering::Relaxed);
-        }
-        removed?;
-        self.table.write().devices.remove(name);
-        device.chunks.drop_from(0, &self.chunk_budget);
-        Ok(())
+        let publish = || {
+            self.counters.deleting.fetch_add(1, Ordering::Relaxed);
+            self.table.write().devices.remove(name);
+            device.chunks.drop_from(0, &self.chunk_budget);
+        };
+        self.change_catalog(writer, operations, publish).await
     }
 
     /// Gives a device another name; a volume's snapshots follow it.
@@ -247,8 +106,7 @@ impl<H: Host> Pool<H> {
             from: from.clone(),
             to: to.clone(),
         };
-        self.change_catalog(writer, vec![operation]).await?;
-        {
+        let publish = || {
             let mut table = self.table.write();
             for (old, new) in renames {
                 if let Some(device) = table.devices.remove(&old) {
@@ -256,7 +114,9 @@ impl<H: Host> Pool<H> {
                     table.devices.insert(new, device);
                 }
             }
-        }
+        };
+        self.change_catalog(writer, vec![operation], publish)
+            .await?;
         self.info(to)
     }
 
@@ -274,13 +134,15 @@ impl<H: Host> Pool<H> {
             return self.shrink(&device, size).await;
         }
         let writer = self.writer_for_change().await?;
+        let name = device.name();
         let operation = Operation::Resize {
             name: name.clone(),
             size,
         };
-        self.change_catalog(writer, vec![operation]).await?;
-        self.update(&device, |entry| entry.size = size);
-        self.info(name)
+        let publish = || device.update(|entry| entry.size = size);
+        self.change_catalog(writer, vec![operation], publish)
+            .await?;
+        self.info(&name)
     }
 
     async fn shrink(
@@ -289,7 +151,6 @@ impl<H: Host> Pool<H> {
         size: u64,
     ) -> Result<DeviceInfo, Error> {
         let _claim = device.claim()?;
-        let name = device.name();
         // What remains of the last block beyond the new end must not come back by growing again.
         let boundary = self.block_size.blocks_covering(size) * self.block_size.bytes();
         let rest = boundary.min(device.size()) - size;
@@ -297,6 +158,7 @@ impl<H: Host> Pool<H> {
             .await?;
         let writer = self.writer_for_change().await?;
         let begun = self.begin_commit();
+        let name = device.name();
         let first = self.block_size.block_of(boundary);
         let id = device.id;
         let control = Control {
@@ -306,66 +168,14 @@ impl<H: Host> Pool<H> {
             }],
             change: Box::new(move |metadata| metadata.remove_from(id, first)),
         };
-        self.finish_commit(writer, begun, Some(control)).await?;
-        device.chunks.drop_from(chunk_of(first), &self.chunk_budget);
-        self.update(device, |entry| entry.size = size);
+        let publish = || {
+            device.chunks.drop_from(chunk_of(first), &self.chunk_budget);
+            device.update(|entry| entry.size = size);
+        };
+        self.finish_commit(writer, begun, Some(control), publish)
+            .await?;
         let mapped = self.committed.read().details(id)?.mapped_blocks;
         device.mapped_blocks.store(mapped, Ordering::Relaxed);
-        self.info(&name)
-    }
-
-    /// Gives a volume the contents that a snapshot of it holds. What it held is deleted. Refused
-    /// while the volume is open.
-    pub async fn rollback(
-        self: &Arc<Self>,
-        snapshot: &DeviceName,
-        identity: Identity,
-    ) -> Result<DeviceInfo, Error> {
-        check_kind(snapshot, true)?;
-        let name = DeviceName::volume(snapshot.volume_part())?;
-        let writer = self.writer_for_change().await?;
-        self.check_metadata_space()?;
-        let volume = self.device(&name)?;
-        let source = self.device(snapshot)?;
-        self.check_writable(&volume)?;
-        let _claim = volume.claim()?;
-        let time = self.time.load(Ordering::Acquire) + 1;
-        if time > TIME_MAX {
-            return Err(Error::OutOfTime);
-        }
-        let id = writer.unused_id(0)?;
-        let parent = source.entry.read().clone();
-        let mut entry = volume.entry.read().clone();
-        entry.id = id.get();
-        entry.uuid = identity.uuid;
-        entry.size = parent.size;
-        entry.parent = Some(parent.uuid.clone());
-        let origin = entry.external_origin.as_ref();
-        let origin = origin
-            .map(|path| open_origin(&*self.host, path))
-            .transpose()?;
-        let operation = Operation::Rollback {
-            name: name.clone(),
-            id: id.get(),
-            uuid: entry.uuid.clone(),
-            parent: parent.uuid,
-            size: entry.size,
-        };
-        let begun = self.begin_commit();
-        source.snapshotted_time.store(time, Ordering::Release);
-        self.time.fetch_max(time, Ordering::AcqRel);
-        let from = source.id;
-        let change =
-            Box::new(move |metadata: &mut Metadata| metadata.create_snapshot(id, from, time));
-        let control = Control {
-            operations: vec![operation],
-            change,
-        };
-        self.counters.deleting.fetch_add(1, Ordering::Relaxed);
-        self.note_ids(writer, begun, control, vec![id]).await?;
-        volume.chunks.drop_from(0, &self.chunk_budget);
-        let mapped = source.mapped_blocks.load(Ordering::Relaxed);
-        self.add(Device::new(id, entry, time, mapped, origin));
         self.info(&name)
     }
 
@@ -379,66 +189,15 @@ impl<H: Host> Pool<H> {
         closed.drained().await;
         device.read_only.store(true, Ordering::Release);
         drop(closed);
+        let name = device.name();
         let operation = Operation::Freeze { name: name.clone() };
-        let frozen = self.change_catalog(writer, vec![operation]).await;
-        self.update(&device, |entry| entry.read_only = frozen.is_ok());
+        let publish = || device.update(|entry| entry.read_only = true);
+        let frozen = self.change_catalog(writer, vec![operation], publish).await;
+        if frozen.is_err() {
+            device.read_only.store(false, Ordering::Release);
+        }
         frozen?;
-        self.info(name)
-    }
-
-    /// Makes the pool use `bytes` of its data store, which must be that large already.
-    pub async fn grow_data(self: &Arc<Self>, bytes: u64) -> Result<(), Error> {
-        let found = self.data.size().map_err(|source| Error::Io {
-            what: "reading the size of the data store".into(),
-            source,
-        })?;
-        let blocks = bytes / self.block_size.bytes();
-        let before = self.allocator.lock().total();
-        check_growth(
-            "the data store",
-            bytes,
-            before * self.block_size.bytes(),
-            found,
-        )?;
-        let writer = self.writer_for_change().await?;
-        let change = Box::new(move |metadata: &mut Metadata| {
-            Ok(metadata.transaction().grow_disk(blocks)?)
-        });
-        let begun = self.begin_commit();
-        let control = Control {
-            operations: Vec::new(),
-            change,
-        };
-        self.finish_commit(writer, begun, Some(control)).await?;
-        self.allocator.lock().grow(blocks);
-        Ok(())
-    }
-
-    /// Makes the pool use `bytes` of its metadata store, which must be that large already.
-    pub async fn grow_metadata(self: &Arc<Self>, bytes: u64) -> Result<(), Error> {
-        let block_size = metadata_btree::BLOCK_SIZE as u64;
-        let present = self.store.block_count().map_err(|source| Error::Io {
-            what: "reading the size of the metadata store".into(),
-            source,
-        })?;
-        let before = self.metadata_space.total.load(Ordering::Relaxed);
-        let blocks = bytes / block_size;
-        check_growth(
-            "the metadata store",
-            bytes,
-            before * block_size,
-            present * block_size,
-        )?;
-        let writer = self.writer_for_change().await?;
-        let change = Box::new(move |metadata: &mut Metadata| {
-            Ok(metadata.transaction().grow_metadata(blocks)?)
-        });
-        let begun = self.begin_commit();
-        let control = Control {
-            operations: Vec::new(),
-            change,
-        };
-        self.finish_commit(writer, begun, Some(control)).await
+        self.info(&name)
     }
 
     /// Commits, and refuses everything from then on. Whoever serves the pool's devices must have
@@ -455,7 +214,7 @@ impl<H: Host> Pool<H> {
     }
 
     /// The writer, of a pool that may change.
-    async fn writer_for_change(self: &Arc<Self>) -> Result<Held<Writer>, Error> {
+    pub(crate) async fn writer_for_change(self: &Arc<Self>) -> Result<Held<Writer>, Error> {
         self.check_changeable()?;
         let writer = self.writer.acquire().await;
         self.check_changeable()?;
@@ -467,68 +226,35 @@ impl<H: Host> Pool<H> {
         self: &Arc<Self>,
         writer: Held<Writer>,
         operations: Vec<Operation>,
+        publish: impl FnOnce() + Send,
     ) -> Result<(), Error> {
         let control = Control {
             operations,
             change: Box::new(|_| Ok(())),
         };
-        self.change_with(writer, control, Vec::new()).await
-    }
-
-    async fn change_with(
-        self: &Arc<Self>,
-        writer: Held<Writer>,
-        control: Control,
-        new_ids: Vec<ThinId>,
-    ) -> Result<(), Error> {
         let begun = self.begin_commit();
-        self.note_ids(writer, begun, control, new_ids).await
+        self.finish_commit(writer, begun, Some(control), publish)
+            .await
     }
 
     /// Finishes a commit that makes new devices.
-    async fn note_ids(
+    pub(crate) async fn make_devices(
         self: &Arc<Self>,
         mut writer: Held<Writer>,
-        begun: crate::commit::Begun<H::Data>,
+        begun: Begun<H::Data>,
         control: Control,
         new_ids: Vec<ThinId>,
+        publish: impl FnOnce() + Send,
     ) -> Result<(), Error> {
         // Noted before it is certain: an id that stays unused after a failure does no harm.
         writer.ids.extend(new_ids);
-        self.finish_commit(writer, begun, Some(control)).await
+        self.finish_commit(writer, begun, Some(control), publish)
+            .await
     }
 
-    fn add(&self, device: Device<H::Data>) {
+    pub(crate) fn add(&self, device: Device<H::Data>) {
         let name = device.name();
         self.table.write().devices.insert(name, Arc::new(device));
-    }
-
-    fn update(&self, device: &Device<H::Data>, change: impl FnOnce(&mut Entry)) {
-        let mut entry = device.entry.read().clone();
-        change(&mut entry);
-        device.update(entry);
-    }
-}
-
-/// Gates that are closed until dropped.
-struct ClosedGates<'a>(&'a [&'a Gate]);
-
-impl<'a> ClosedGates<'a> {
-    fn close(gates: &'a [&'a Gate]) -> Self {
-        gates.iter().for_each(|gate| gate.close());
-        ClosedGates(gates)
-    }
-
-    async fn drained(&self) {
-        for gate in self.0 {
-            gate.drained().await;
-        }
-    }
-}
-
-impl Drop for ClosedGates<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|gate| gate.open());
     }
 }
 
@@ -543,7 +269,7 @@ pub(crate) fn check_size(size: u64) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_kind(name: &DeviceName, snapshot: bool) -> Result<(), Error> {
+pub(crate) fn check_kind(name: &DeviceName, snapshot: bool) -> Result<(), Error> {
     if name.is_snapshot() == snapshot {
         return Ok(());
     }
@@ -557,22 +283,4 @@ fn check_kind(name: &DeviceName, snapshot: bool) -> Result<(), Error> {
         found: name.to_string(),
         expected: expected.into(),
     })
-}
-
-fn check_growth(store: &'static str, wanted: u64, before: u64, present: u64) -> Result<(), Error> {
-    if wanted <= before {
-        return Err(Error::BadValue {
-            what: "the new size",
-            found: format!("{wanted} bytes"),
-            expected: format!("more than the {before} bytes in use; a pool cannot shrink"),
-        });
-    }
-    if present < wanted {
-        return Err(Error::StoreTooShort {
-            store,
-            found: present,
-            expected: wanted,
-        });
-    }
-    Ok(())
 }

@@ -89,10 +89,11 @@ impl<D: DataIo> Device<D> {
     }
 
     /// Takes over what a committed operation changed in the catalog.
-    pub(crate) fn update(&self, entry: Entry) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Entry)) {
+        let mut entry = self.entry.write();
+        change(&mut entry);
         self.size.store(entry.size, Ordering::Release);
         self.read_only.store(entry.read_only, Ordering::Release);
-        *self.entry.write() = entry;
     }
 
     pub(crate) fn open_count(&self) -> u64 {

@@ -8,7 +8,8 @@
 //! - `chunks.rs` holds the mappings that requests look up, `allocator.rs` and `epoch.rs` the blocks
 //!   they may take;
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
-//! - `control.rs` creates, snapshots, clones, removes; `catalog.rs` knows the names;
+//! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
+//!   pool larger; `catalog.rs` knows the names;
 //! - `open.rs` formats, opens and adopts.
 //!
 //! The crate uses no runtime, no threads, no clock and no randomness; all that is handed in through
@@ -22,6 +23,7 @@ mod control;
 mod device;
 mod epoch;
 mod error;
+mod grow;
 mod host;
 mod info;
 mod map;
@@ -30,6 +32,7 @@ mod name;
 mod open;
 mod pool;
 mod serve;
+mod share;
 mod stats;
 mod superblock;
 mod sync;

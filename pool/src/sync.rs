@@ -211,6 +211,28 @@ impl Drop for GatePass<'_> {
     }
 }
 
+/// Gates that are closed until dropped.
+pub(crate) struct ClosedGates<'a>(&'a [&'a Gate]);
+
+impl<'a> ClosedGates<'a> {
+    pub(crate) fn close(gates: &'a [&'a Gate]) -> Self {
+        gates.iter().for_each(|gate| gate.close());
+        ClosedGates(gates)
+    }
+
+    pub(crate) async fn drained(&self) {
+        for gate in self.0 {
+            gate.drained().await;
+        }
+    }
+}
+
+impl Drop for ClosedGates<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|gate| gate.open());
+    }
+}
+
 /// Locks by number: at most one task holds each.
 #[derive(Default)]
 pub(crate) struct Cells {

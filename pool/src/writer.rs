@@ -102,10 +102,10 @@ impl Writer {
             self.metadata.apply(*id, changes)?;
         }
         if let Some(control) = control {
+            (control.change)(&mut self.metadata)?;
             if !control.operations.is_empty() {
                 self.metadata.raise_transaction_id();
             }
-            (control.change)(&mut self.metadata)?;
             for operation in &control.operations {
                 self.catalog.apply(operation)?;
             }

@@ -45,6 +45,7 @@ impl<H: Host> Pool<H> {
             let end = blocks.end.min(first_block(chunk_of(first) + 1).0);
             {
                 let _pass = device.writes.enter().await;
+                self.check_writable(device)?;
                 let _epoch = self.epochs.enter();
                 let chunk = self.chunk(device, first).await?;
                 for block in (next..end).map(VirtualBlock) {

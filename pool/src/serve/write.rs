@@ -95,7 +95,6 @@ impl<H: Host> Pool<H> {
         mut payload: Payload<'_>,
         durable: bool,
     ) -> Result<(), Error> {
-        self.check_writable(device)?;
         // With nothing uncommitted, writes in place can become durable by themselves.
         let settled = || {
             self.commits
@@ -128,6 +127,8 @@ impl<H: Host> Pool<H> {
         durable: bool,
     ) -> Result<(), Stopped> {
         let _pass = device.writes.enter().await;
+        // Asked again: it may have been frozen while this waited at the gate.
+        self.check_writable(device)?;
         let _epoch = self.epochs.enter();
         while progress.range.start < progress.range.end {
             let (place, len) = self.next_place(device, &progress.range).await?;
