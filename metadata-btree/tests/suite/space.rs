@@ -8,7 +8,7 @@ use metadata_btree::{Block, BlockNr, BlockStore, FileStore, MemStore, SpaceMapRo
 
 use crate::forest::{Forest, Rng};
 use crate::guard::GuardStore;
-use crate::recount::recount;
+use crate::recount::{recount, u32_at, u64_at};
 
 #[test]
 fn roots_take_32_bytes() {
@@ -211,6 +211,39 @@ fn tall_trees_stay_balanced_whatever_is_removed() {
                 forest.put(1, key, 7, 0).unwrap();
             }
         }
+    }
+}
+
+/// A node that keeps one child, itself too empty, can be mended only after it got siblings for it.
+#[test]
+fn an_only_child_is_mended_after_its_parent() {
+    let store = MemStore::new(2000);
+    let mut forest = Forest::format(Arc::new(store.clone()), 100);
+    forest.create(1).unwrap();
+    (0..90_000).for_each(|key| forest.put(1, key, key % 100, 0).unwrap());
+    forest.commit().unwrap();
+    let image = store.to_image();
+    let block = |nr: u64| &image[usize::try_from(nr).unwrap() * 4096..][..4096];
+    let root = block(u64_at(block(u64_at(&image, 320)), 2048));
+    let child = block(u64_at(root, 2048 + 8));
+    assert_eq!([u32_at(root, 4), u32_at(child, 4)], [1, 1], "three levels");
+    let second_child_from = u64_at(root, 32 + 8);
+    let ranges = [
+        (second_child_from + 5, 90_000),
+        (0, second_child_from - 5),
+        (second_child_from + 5, 89_999),
+        (second_child_from - 245, second_child_from + 90_000),
+        (1, second_child_from - 5),
+    ];
+    for (start, end) in ranges {
+        let copy = MemStore::from_image(image.clone());
+        let mut forest = Forest::open(Arc::new(copy.clone())).unwrap();
+        let removed = forest
+            .change(1, |tree, tx| tree.remove_range(tx, start..end))
+            .unwrap();
+        assert_eq!(removed, end.min(90_000) - start);
+        forest.commit().unwrap();
+        recount(&copy.to_image());
     }
 }
 
