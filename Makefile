@@ -1,0 +1,61 @@
+# Everything a person or CI does with this tree. On a machine without what is needed, `make
+# install-deps` (which `test`, `demo` and `perf` run first) asks apt for what is missing and for no more.
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+CI_BIN := $(CARGO_TARGET_DIR)/ci
+RELEASE_BIN := $(CARGO_TARGET_DIR)/release
+TEST_SCALE ?= 5
+DEMO_DIR ?= /var/tmp
+PERF_DIR ?= /var/tmp
+
+.PHONY: help build test test-rust test-interop test-demo demo perf check long install-deps clean
+
+help:
+	@echo 'make build         release binaries in target/release'
+	@echo 'make test          every test: Rust, other programs against ours, a small demo'
+	@echo 'make demo          a PostgreSQL database, a snapshot, two clones of it (SCALE=70, DEMO_DIR=/var/tmp)'
+	@echo 'make perf          our figures beside qemu-nbd (PERF_DIR=/var/tmp)'
+	@echo 'make check         format, lints, documentation'
+	@echo 'make long          the tests that take long, in their long form'
+	@echo 'make install-deps  what the tests need, from apt, if it is missing'
+
+build:
+	cargo build --release --bins
+
+install-deps:
+	@tests/install-deps.sh
+
+# One profile for all of it: optimised, with assertions and overflow checks.
+test: install-deps
+	cargo build --workspace --profile ci --bins
+	$(MAKE) --no-print-directory test-rust
+	$(MAKE) --no-print-directory test-interop
+	$(MAKE) --no-print-directory test-demo
+
+test-rust:
+	cargo test --workspace --profile ci
+
+test-interop:
+	THINCTL=$(CI_BIN)/thinctl tests/run.sh
+
+test-demo:
+	THINCTL=$(CI_BIN)/thinctl SCALE=$(TEST_SCALE) demo/demo.sh $(DEMO_DIR)
+
+demo: install-deps build
+	THINCTL=$(RELEASE_BIN)/thinctl demo/demo.sh $(DEMO_DIR)
+
+perf: install-deps build
+	THINCTL=$(RELEASE_BIN)/thinctl perf/bench.py --dir $(PERF_DIR)
+
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+long: install-deps
+	cargo test --workspace --profile ci -- --include-ignored
+	THINCTL=$(CI_BIN)/thinctl LONG=1 tests/run.sh
+
+clean:
+	cargo clean

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Installs, by apt, what the tests need and this machine lacks. Says nothing when all is there.
+# PostgreSQL comes without a cluster of its own: the demo makes a private one.
+set -eu
+
+packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql-15 qemu-utils nbdkit
+    zstd pkg-config e2fsprogs jq curl gcc libc6-dev python3 util-linux mount procps"
+
+installed() {
+    dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q '^install ok installed$'
+}
+
+missing=
+for package in $packages; do
+    installed "$package" || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+command -v apt-get >/dev/null || { echo "missing, and no apt-get here:$missing" >&2; exit 1; }
+[ "$(id -u)" -eq 0 ] || { echo "missing:$missing (run as root: apt-get install$missing)" >&2; exit 1; }
+
+echo "installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+case "$missing" in
+    *postgresql*)
+        if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+            mkdir -p /etc/postgresql-common
+            echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+        fi
+        ;;
+esac
+apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+apt-get install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold $missing

@@ -1,0 +1,29 @@
+#!/bin/bash
+# /metrics is well-formed Prometheus text, names what operators watch, and moves.
+. "$(dirname "$0")/lib.sh"
+
+scrape() {
+    curl -sS --fail "http://$ADDRESS/metrics"
+}
+
+new_pool pool --size 256M
+thinctl create "$POOL/vol" --size 64M
+serve_nbd "$POOL" --metrics 127.0.0.1:0
+ADDRESS=$(sed -n 's/.*metrics=\([0-9.]*:[0-9]*\).*/\1/p' <<<"$READY")
+[ -n "$ADDRESS" ] || fail "no metrics address in: $READY"
+
+scrape >"$SCRATCH/before"
+qemu-io -f raw -c 'write -P 1 0 8M' -c flush -c 'read 0 8M' -c 'discard 1M 1M' "$(uri vol)" >/dev/null
+thinctl create-snap "$POOL/vol@s"
+qemu-io -f raw -c 'write -P 2 0 1M' -c flush "$(uri vol)" >/dev/null
+scrape >"$SCRATCH/after"
+"$PYTHON" "$TESTS/interop/metrics.py" "$SCRATCH/before" "$SCRATCH/after"
+if command -v promtool >/dev/null; then
+    promtool check metrics <"$SCRATCH/after" || fail "promtool refuses the metrics"
+fi
+status=$(curl -s -o /dev/null -w '%{http_code}' "http://$ADDRESS/nothing")
+same "$status" 404 "status of a path that does not exist"
+thinctl rm "$POOL/vol@s"
+! scrape | grep -q "vol@s" || fail "series of a removed snapshot"
+stop_daemon
+verify "$POOL"
