@@ -138,7 +138,13 @@ impl Transaction {
             }
         }
         self.metadata_overflow = overflow;
-        self.metadata.rehome()
+        self.metadata.rehome()?;
+        let left = self.metadata.take_overflow_changes();
+        assert!(
+            left.is_empty(),
+            "giving bitmaps homes changed counts of three or more"
+        );
+        Ok(())
     }
 
     /// The space maps as the trees have them now.

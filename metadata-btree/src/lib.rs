@@ -8,7 +8,7 @@
 //! changes a tree. A [`View`] reads the last commit, from any thread and at any time. Everything
 //! is synchronous; there are no threads and no clock in here.
 //!
-//! Reading order: `block.rs`, `node.rs`, `transaction.rs` (shadowing), `btree/`, `commit.rs` (the
+//! Reading order: `block.rs`, `node.rs`, `transaction/shadow.rs`, `btree/`, `commit.rs` (the
 //! order of writes), `version.rs` (when freed blocks are reused), `space_map/metadata.rs` (the
 //! space map that counts itself).
 //!

@@ -95,8 +95,9 @@ impl Version {
 /// The metadata as of one commit: reads trees and counts from any thread, whatever the open
 /// transaction does meanwhile.
 ///
-/// A view keeps the blocks of its version from being reused. Drop it before the same store is
-/// opened by another [`Transaction`](crate::Transaction), which knows nothing of it.
+/// A view keeps the blocks of its version from being reused, also by a transaction
+/// [reopened](crate::Transaction::reopen). One opened independently knows nothing of it: drop the
+/// view before.
 #[derive(Clone)]
 pub struct View {
     pub(crate) version: Arc<Version>,
@@ -176,6 +177,13 @@ pub(crate) struct Retired {
 impl Retired {
     pub(crate) fn push(&mut self, version: Arc<Version>, freed: Vec<BlockNr>) {
         self.queue.push_back((version, freed));
+    }
+
+    /// Keeps only those freed blocks for which `keep` returns true.
+    pub(crate) fn retain_blocks(&mut self, mut keep: impl FnMut(BlockNr) -> bool) {
+        for (_, freed) in &mut self.queue {
+            freed.retain(|&nr| keep(nr));
+        }
     }
 
     /// The blocks of the oldest commit, if nobody can reach them any more.

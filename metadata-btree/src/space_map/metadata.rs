@@ -29,6 +29,7 @@ use crate::error::{BlockCheck, Error};
 use crate::num::to_usize;
 use crate::space_map::IndexEntry;
 use crate::space_map::bitmap::{Bitmap, COUNTS_PER_BITMAP, MANY};
+use crate::space_map::block_set::BlockSet;
 
 const INDEX_HEADER_SIZE: usize = 16;
 const INDEX_ENTRIES: usize = 255;
@@ -158,7 +159,7 @@ impl MetadataMap {
 
     /// Blocks that can be allocated now.
     pub(crate) fn available(&self) -> u64 {
-        self.available.len
+        self.available.len()
     }
 
     pub(crate) fn bitmap_count(&self) -> usize {
@@ -296,6 +297,18 @@ impl MetadataMap {
         Ok(left)
     }
 
+    /// Gives up a block of the map itself, whose count is 1 unless the metadata is damaged.
+    fn dec_unshared(&mut self, nr: BlockNr) -> Result<(), Error> {
+        match self.dec(nr)? {
+            0 => Ok(()),
+            left => Err(Error::BadCount {
+                nr,
+                expected: "1 for a space map",
+                found: left + 1,
+            }),
+        }
+    }
+
     /// Adds blocks with count 0 at the end, available at once.
     pub(crate) fn grow(&mut self, nr_blocks: u64) {
         assert!(self.nr_blocks <= nr_blocks && nr_blocks <= METADATA_BLOCKS_MAX);
@@ -331,7 +344,7 @@ impl MetadataMap {
     pub(crate) fn rehome(&mut self) -> Result<(), Error> {
         let index_home = self.alloc()?;
         if let Some(old) = self.index_home.replace(index_home) {
-            self.dec(old)?;
+            self.dec_unshared(old)?;
         }
         loop {
             let is_due = |homed: &HomedBitmap| {
@@ -342,7 +355,7 @@ impl MetadataMap {
             };
             let home = self.alloc()?;
             if let Some(old) = self.bitmaps[due].home.replace(home) {
-                self.dec(old)?;
+                self.dec_unshared(old)?;
             }
         }
     }
@@ -394,6 +407,15 @@ impl MetadataMap {
         std::mem::take(&mut self.freed)
     }
 
+    /// Keeps a free block from being allocated until it is released. Returns whether it is free.
+    pub(crate) fn withhold(&mut self, nr: BlockNr) -> bool {
+        let is_free = nr.0 < self.nr_blocks && self.available.contains(nr.0);
+        if is_free {
+            self.available.remove(nr.0);
+        }
+        is_free
+    }
+
     /// Blocks freed earlier that no readable version reaches any more.
     pub(crate) fn release(&mut self, blocks: &[BlockNr]) {
         for nr in blocks {
@@ -404,48 +426,5 @@ impl MetadataMap {
             );
             self.available.insert(nr.0);
         }
-    }
-}
-
-/// A set of block numbers, one bit each.
-#[derive(Default)]
-struct BlockSet {
-    words: Vec<u64>,
-    len: u64,
-}
-
-impl BlockSet {
-    fn grow(&mut self, nr_blocks: u64) {
-        self.words.resize(to_usize(nr_blocks.div_ceil(64)), 0);
-    }
-
-    fn contains(&self, nr: u64) -> bool {
-        self.words[to_usize(nr / 64)] >> (nr % 64) & 1 == 1
-    }
-
-    fn insert(&mut self, nr: u64) {
-        self.len += u64::from(!self.contains(nr));
-        self.words[to_usize(nr / 64)] |= 1 << (nr % 64);
-    }
-
-    fn remove(&mut self, nr: u64) {
-        self.len -= u64::from(self.contains(nr));
-        self.words[to_usize(nr / 64)] &= !(1 << (nr % 64));
-    }
-
-    fn clear(&mut self) {
-        self.words.fill(0);
-        self.len = 0;
-    }
-
-    fn first_from(&self, nr: u64) -> Option<u64> {
-        let start = to_usize(nr / 64);
-        let first = self.words.get(start)? >> (nr % 64) << (nr % 64);
-        if first != 0 {
-            return Some(start as u64 * 64 + u64::from(first.trailing_zeros()));
-        }
-        let rest = self.words[start + 1..].iter().position(|&word| word != 0)?;
-        let word = start + 1 + rest;
-        Some(word as u64 * 64 + u64::from(self.words[word].trailing_zeros()))
     }
 }

@@ -4,6 +4,7 @@
 //! The records that describe them on disk are here; the maps themselves in the two submodules.
 
 mod bitmap;
+mod block_set;
 mod disk;
 mod metadata;
 

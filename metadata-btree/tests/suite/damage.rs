@@ -239,6 +239,27 @@ fn a_node_that_is_its_own_child_ends() {
 }
 
 #[test]
+fn a_leaf_beside_an_internal_node_is_not_merged_with_it() {
+    let mut image = image();
+    let top = usize::try_from(u64_at(&image, 320)).unwrap() * 4096;
+    let root = usize::try_from(u64_at(&image[top..], 2048 + 8)).unwrap() * 4096;
+    let (second_from, second) = (u64_at(&image[root..], 40), u64_at(&image[root..], 2056));
+    image[usize::try_from(second).unwrap() * 4096 + 4] = 1;
+    reseal(&mut image, second, BlockKind::Node);
+    let mut forest = Forest::open(Arc::new(MemStore::from_image(image))).unwrap();
+    let removed = forest.change(2, |tree, tx| tree.remove_range(tx, ..second_from - 4));
+    let error = removed.unwrap_err();
+    let Error::BadBlock {
+        check: BlockCheck::Depth,
+        ..
+    } = error
+    else {
+        unreachable!("{error}")
+    };
+    assert!(matches!(forest.commit(), Err(Error::Poisoned)));
+}
+
+#[test]
 fn random_damage_with_right_checksums_never_panics() {
     let image = image();
     let kinds: Vec<_> = kinds(&image)

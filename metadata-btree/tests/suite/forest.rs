@@ -115,17 +115,19 @@ impl Forest {
     }
 
     pub fn open(store: Arc<dyn BlockStore>) -> Result<Self, Error> {
-        let mut block = Block::zeroed();
-        store.read(BlockNr(0), &mut block).unwrap();
-        let bytes = block.as_bytes();
-        let roots = SpaceMapRoots {
-            disk: SpaceMapRoot::decode(&bytes[64..]),
-            metadata: SpaceMapRoot::decode(&bytes[192..]),
-        };
-        let top = BlockNr(u64::from_le_bytes(bytes[320..328].try_into().unwrap()));
+        let (roots, top) = superblock(&store);
         Ok(Self {
             tx: Transaction::open(store, roots)?,
-            top: Btree::from_root(top),
+            top,
+        })
+    }
+
+    /// Forgets what was not committed; views stay.
+    pub fn reopen(self) -> Result<Self, Error> {
+        let (roots, top) = superblock(self.tx.store());
+        Ok(Self {
+            tx: self.tx.reopen(roots)?,
+            top,
         })
     }
 
@@ -206,6 +208,18 @@ impl Forest {
             .expect("the tree exists");
         Ok(())
     }
+}
+
+fn superblock(store: &Arc<dyn BlockStore>) -> (SpaceMapRoots, Btree<TreeRef>) {
+    let mut block = Block::zeroed();
+    store.read(BlockNr(0), &mut block).unwrap();
+    let bytes = block.as_bytes();
+    let roots = SpaceMapRoots {
+        disk: SpaceMapRoot::decode(&bytes[64..]),
+        metadata: SpaceMapRoot::decode(&bytes[192..]),
+    };
+    let top = u64::from_le_bytes(bytes[320..328].try_into().unwrap());
+    (roots, Btree::from_root(BlockNr(top)))
 }
 
 /// A root that moved by shadowing: the entry's reference went along, so nothing is counted.

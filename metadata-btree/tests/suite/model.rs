@@ -57,7 +57,8 @@ impl Run {
                 self.model.remove(&name);
             }
             (17..22, _) => self.commit(),
-            (22..24, _) => self.crash(),
+            (22, _) => self.crash(),
+            (23, _) => self.abort(),
             (24..26, _) if self.views.len() < 3 => self.take_view(),
             (26..28, _) if !self.views.is_empty() => {
                 let index = self.rng.below(self.views.len() as u64);
@@ -180,6 +181,18 @@ impl Run {
     fn crash(&mut self) {
         self.views.clear();
         self.forest = Forest::open(Arc::new(self.store.clone())).unwrap();
+        self.restart();
+    }
+
+    fn abort(&mut self) {
+        // The place needs a forest meanwhile; any will do.
+        let other = Forest::format(Arc::new(MemStore::new(100)), 0);
+        let forest = std::mem::replace(&mut self.forest, other);
+        self.forest = forest.reopen().unwrap();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
         self.forest.tx.set_dirty_nodes_max(20);
         self.model = self.committed.clone();
         self.protect();
