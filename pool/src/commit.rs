@@ -116,9 +116,7 @@ impl<H: Host> Pool<H> {
                 .record(self.host.now().saturating_sub(started)),
             Err(cause) => self.stop(Mode::ReadOnly, &format!("a commit failed: {cause}")),
         }
-        let control = outcome?;
-        self.release_drained().await;
-        control
+        outcome?
     }
 
     async fn try_commit(
@@ -205,7 +203,8 @@ impl<H: Host> Pool<H> {
         outcome
     }
 
-    /// Gives blocks whose last reader is gone back to the data store, then to the allocator.
+    /// Gives blocks whose last reader is gone back to the data store, then to the allocator. No
+    /// flush waits for it: it is done on the timer, by deletions, and by whoever needs the space.
     pub(crate) async fn release_drained(&self) {
         let mut blocks = self.epochs.take_drained();
         blocks.sort_unstable();
@@ -260,8 +259,9 @@ impl<H: Host> Pool<H> {
         };
         self.check_changeable()?;
         let begun = self.begin_commit();
-        let outcome = self.finish_piece(writer, begun, id).await;
-        outcome.map(|()| true)
+        self.finish_piece(writer, begun, id).await?;
+        self.release_drained().await;
+        Ok(true)
     }
 
     async fn finish_piece(

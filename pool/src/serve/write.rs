@@ -101,19 +101,30 @@ impl<H: Host> Pool<H> {
                 .is_complete(device.durable_with.load(Ordering::SeqCst))
         };
         let alone = durable && settled();
+        let mut in_place = true;
         while range.start < range.end {
-            let mut progress = Progress { range, payload };
+            let mut progress = Progress {
+                range,
+                payload,
+                in_place,
+            };
             let stopped = self.write_until_stopped(device, &mut progress, alone).await;
-            Progress { range, payload } = progress;
+            Progress {
+                range,
+                payload,
+                in_place,
+            } = progress;
             match stopped {
                 Ok(()) => {}
                 Err(Stopped::NeedsSpace) => self.make_space().await?,
                 Err(Stopped::Failed(cause)) => return Err(cause),
             }
         }
-        self.throttle_changes().await?;
+        if !in_place {
+            self.throttle_changes().await?;
+        }
         // Asked again: the mapping of what was written in place may be new, and not ours.
-        if durable && !(alone && settled()) {
+        if durable && !(alone && in_place && settled()) {
             self.flush(device).await?;
         }
         Ok(())
@@ -139,6 +150,7 @@ impl<H: Host> Pool<H> {
                 self.write_in_place(at, payload, durable).await?;
             } else {
                 let part = BlockPart::first(&progress.range, self.block_size);
+                progress.in_place = false;
                 self.write_new(device, &part, payload).await?;
             }
             progress.payload = rest;
@@ -299,6 +311,8 @@ impl<H: Host> Pool<H> {
 struct Progress<'a> {
     range: Range<u64>,
     payload: Payload<'a>,
+    /// Whether everything so far went to blocks that were exclusive already.
+    in_place: bool,
 }
 
 /// A data block that goes back to the allocator unless it gets a mapping.
