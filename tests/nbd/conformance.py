@@ -21,6 +21,7 @@ import cases_read
 import cases_request
 import cases_thin
 from target import CASES, NBDKIT, OURS, QEMU, Target, parse_address
+import wire
 from wire import Closed, Hang, Wrong
 
 MODULES = (cases_handshake, cases_context, cases_request, cases_read, cases_thin, cases_load)
@@ -33,6 +34,8 @@ def arguments():
     parser.add_argument("--snapshot", default=None, help="a read-only export of the same server")
     parser.add_argument("--peer", choices=(OURS, QEMU, NBDKIT), default=OURS)
     parser.add_argument("--pid", type=int, default=None, help="the server, to watch its memory")
+    parser.add_argument("--timeout", type=float, default=wire.SOCKET_TIMEOUT,
+                        help="seconds of silence that count as a hang")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
@@ -53,6 +56,7 @@ def run(function, target):
 
 def main():
     options = arguments()
+    wire.SOCKET_TIMEOUT = options.timeout
     address, named = parse_address(options.address)
     export = options.export or named or ""
     target = Target(address, export, options.snapshot, options.peer, options.pid, options.seed)
