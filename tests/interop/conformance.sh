@@ -10,6 +10,10 @@ thinctl create-snap "$POOL/vol@s"
 serve_nbd "$POOL" --nbd tcp:127.0.0.1:0
 
 "$PYTHON" "$TESTS/nbd/conformance.py" "$SOCKET" --export vol --snapshot vol@s --pid "$DAEMON"
+for seed in $(seq 2 "$(long 2 20)"); do
+    "$PYTHON" "$TESTS/nbd/conformance.py" "$SOCKET" --export vol --pid "$DAEMON" --seed "$seed" \
+        --case load
+done
 
 port=$(sed -n 's/.*tcp:127\.0\.0\.1:\([0-9]*\).*/\1/p' <<<"$READY")
 [ -n "$port" ] || fail "no TCP port in: $READY"

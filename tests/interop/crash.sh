@@ -8,7 +8,7 @@ thinctl create "$POOL/vol" --size 128M
 thinctl create "$POOL/busy" --size 128M
 random_file "$SCRATCH/data" 24
 
-for round in 1 2 3; do
+for round in $(seq "$(long 3 30)"); do
     serve_nbd "$POOL"
     nbdcopy --flush "$SCRATCH/data" "$(uri vol)"
     thinctl create-snap "$POOL/vol@r$round"

@@ -22,7 +22,7 @@ thinctl create-snap "$POOL/vol@before"
 before=$(nbdcopy "$(uri vol@before)" - | sha)
 job shared --rw=randrw --bsrange=512-64k --blockalign=512
 
-job meanwhile --rw=randwrite --bsrange=4k-64k --time_based --runtime=6 &
+job meanwhile --rw=randwrite --bsrange=4k-64k --time_based --runtime="$(long 6 60)" &
 running=$!
 for number in 1 2 3 4 5; do
     thinctl create-snap "$POOL/vol@m$number"

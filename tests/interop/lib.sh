@@ -19,6 +19,7 @@ DAEMONS=()
 UNDO=()
 
 fail() {
+    trap - ERR
     echo "FAILED: $*" >&2
     exit 1
 }
@@ -30,7 +31,7 @@ undo() {
 
 at_end() {
     local status=$? step pid
-    trap - EXIT
+    trap - EXIT ERR
     set +e
     for step in "${UNDO[@]}"; do
         eval "$step" >/dev/null 2>&1
@@ -47,7 +48,7 @@ at_end() {
     exit $status
 }
 trap at_end EXIT
-trap 'echo "FAILED: ${BASH_SOURCE[0]##*/} line $LINENO: $BASH_COMMAND" >&2' ERR
+trap 'echo "FAILED: $BASH_COMMAND (${BASH_SOURCE[0]##*/}:$LINENO, called from lines ${BASH_LINENO[*]})" >&2' ERR
 
 thinctl() {
     "$THINCTL" "$@"
@@ -149,6 +150,11 @@ fingerprint() {
 # random_file PATH MIB: bytes nobody else writes.
 random_file() {
     head -c "$(($2 * 1048576))" /dev/urandom >"$1"
+}
+
+# long SHORT LONG: a number for every day, or the one for the long form (LONG=1).
+long() {
+    if [ -n "${LONG:-}" ]; then echo "$2"; else echo "$1"; fi
 }
 
 same() {

@@ -62,7 +62,7 @@ def main():
     target = Target(address, export, options.snapshot, options.peer, options.pid, options.seed)
     passed = failed = 0
     for function, peers, needs_snapshot in CASES:
-        if options.case not in function.__name__ or options.peer not in peers:
+        if options.case not in f"{function.__module__}.{function.__name__}" or options.peer not in peers:
             continue
         if needs_snapshot and not options.snapshot:
             continue
