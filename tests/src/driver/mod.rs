@@ -1,0 +1,247 @@
+//! Runs operations against a pool and its model, and compares the two after each.
+
+mod perform;
+mod recover;
+mod verify;
+
+use std::sync::Arc;
+
+use pool::{DeviceInfo, ErrorKind, Mode, Pool, ThinDevice};
+
+use crate::executor::block_on;
+use crate::image;
+use crate::model::Model;
+use crate::ops::Op;
+use crate::prng::Prng;
+use crate::sim::{Geometry, Machine, Shape, SimHost};
+
+/// How often things are compared that are costly to compare, in operations.
+const FULL_EVERY: u64 = 40;
+
+/// A pool under test, and what it should be.
+pub struct Driver {
+    /// The stores.
+    pub machine: Machine,
+    /// The model.
+    pub model: Model,
+    /// What the pool may be as well after the next opening, when an operation on names was
+    /// interrupted.
+    alternative: Option<Model>,
+    pool: Option<Arc<Pool<SimHost>>>,
+    held: Vec<ThinDevice<SimHost>>,
+    prng: Prng,
+    number: u64,
+    history: Vec<String>,
+    /// Counts of what was done.
+    pub tally: Tally,
+}
+
+/// What a run has done.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Tally {
+    /// Operations.
+    pub operations: u64,
+    /// Of these, ones that were refused or failed, as foretold.
+    pub refused: u64,
+    /// Requests that failed for want of space.
+    pub full: u64,
+    /// Openings after a power cut.
+    pub cuts: u64,
+    /// Openings after closing.
+    pub reopenings: u64,
+    /// Full checks of the metadata.
+    pub checks: u64,
+    /// Comparisons with other people's tools.
+    pub tool_checks: u64,
+    /// Bytes compared with the model.
+    pub bytes_compared: u64,
+}
+
+impl Tally {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Tally) {
+        self.operations += other.operations;
+        self.refused += other.refused;
+        self.full += other.full;
+        self.cuts += other.cuts;
+        self.reopenings += other.reopenings;
+        self.checks += other.checks;
+        self.tool_checks += other.tool_checks;
+        self.bytes_compared += other.bytes_compared;
+    }
+}
+
+impl Driver {
+    /// A driver of an empty pool.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    pub fn new(geometry: Geometry, mut prng: Prng) -> Self {
+        let machine = Machine::new(geometry, prng.fork());
+        let pool = match machine.open() {
+            Ok(pool) => pool,
+            Err(cause) => panic!("an empty pool does not open: {cause}"),
+        };
+        Driver {
+            machine,
+            model: Model::new(geometry.data_blocks),
+            alternative: None,
+            pool: Some(pool),
+            held: Vec::new(),
+            prng,
+            number: 0,
+            history: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// The pool.
+    ///
+    /// # Panics
+    /// When it is not open.
+    pub fn pool(&self) -> &Arc<Pool<SimHost>> {
+        match &self.pool {
+            Some(pool) => pool,
+            None => panic!("the pool is not open"),
+        }
+    }
+
+    /// The operations so far, the last of them in full.
+    pub fn history(&self) -> String {
+        let skipped = self.history.len().saturating_sub(60);
+        self.history[skipped..].join("\n")
+    }
+
+    /// Performs one operation and compares.
+    ///
+    /// # Panics
+    /// When pool and model disagree.
+    pub fn step(&mut self, op: &Op) {
+        self.number += 1;
+        self.tally.operations += 1;
+        self.history.push(format!("{}: {op:?}", self.number));
+        match op {
+            Op::Reopen => return self.reopen(),
+            Op::Cut(shape) => return self.cut(*shape),
+            Op::Hold(name) => {
+                let Ok(device) = self.pool().open_device(name) else {
+                    assert!(!self.model.devices.contains_key(name), "{name} does not open");
+                    return;
+                };
+                self.held.push(device);
+                if let Some(device) = self.model.devices.get_mut(name) {
+                    device.open_count += 1;
+                }
+                return;
+            }
+            Op::Release => {
+                self.held.clear();
+                for device in self.model.devices.values_mut() {
+                    device.open_count = 0;
+                }
+                return;
+            }
+            _ => {}
+        }
+        let before = op.is_control().then(|| self.model.clone());
+        let expected = self.model.apply(op, self.number);
+        let outcome = block_on(self.perform(op));
+        if self.machine.power.is_off() {
+            // Whether it was done is seen after the next opening.
+            match (before, outcome) {
+                (_, Ok(_)) => self.model.settle(op),
+                (Some(before), Err(_)) => self.alternative = Some(before),
+                (None, Err(_)) => {}
+            }
+            return;
+        }
+        self.compare_outcome(op, expected, outcome);
+        self.after_success_or_refusal(op, expected);
+    }
+
+    fn compare_outcome(
+        &mut self,
+        op: &Op,
+        expected: Result<(), ErrorKind>,
+        outcome: Result<Vec<DeviceInfo>, pool::Error>,
+    ) {
+        let kind = outcome.as_ref().map(|_| ()).map_err(pool::Error::kind);
+        assert_eq!(kind, expected, "{op:?}: {:?}", outcome.as_ref().err());
+        if expected.is_err() {
+            self.tally.refused += 1;
+            self.tally.full += u64::from(expected == Err(ErrorKind::NoSpace));
+        }
+        for info in outcome.into_iter().flatten() {
+            let Some(device) = self.model.devices.get_mut(&info.name) else {
+                panic!("{op:?} made {}, which the model does not know", info.name)
+            };
+            device.id = Some(info.id);
+        }
+    }
+
+    fn after_success_or_refusal(&mut self, op: &Op, expected: Result<(), ErrorKind>) {
+        if expected.is_ok() {
+            self.model.settle(op);
+        }
+        if self.model.may_have_reclaimed {
+            let reclaimed = block_on(self.pool().reclaim());
+            assert!(reclaimed.is_ok(), "reclaiming failed: {reclaimed:?}");
+            self.model.deleting.clear();
+            let committed = block_on(self.pool().commit());
+            assert!(committed.is_ok(), "a commit failed: {committed:?}");
+            self.model.settle(&Op::Commit);
+        }
+        let status = self.pool().status();
+        assert!(
+            matches!(status.mode, Mode::Write | Mode::OutOfDataSpace),
+            "{op:?} left the pool in mode {:?}: {}",
+            status.mode,
+            status.mode_reason
+        );
+        self.verify_touched(op);
+        if self.number.is_multiple_of(FULL_EVERY) {
+            self.verify_everything();
+        }
+    }
+
+    /// Closes the pool and opens it again.
+    fn reopen(&mut self) {
+        self.held.clear();
+        for device in self.model.devices.values_mut() {
+            device.open_count = 0;
+        }
+        let closed = block_on(self.pool().close());
+        assert!(closed.is_ok(), "closing failed: {closed:?}");
+        self.pool = None;
+        self.model.settle(&Op::Reopen);
+        self.tally.reopenings += 1;
+        self.open_again(true);
+    }
+
+    /// Cuts the power, if it is not off yet, and opens the pool again.
+    ///
+    /// # Panics
+    /// When what is there then is not what may be.
+    pub fn cut(&mut self, shape: Shape) {
+        self.machine.power.cut();
+        self.held.clear();
+        self.pool = None;
+        for device in self.model.devices.values_mut() {
+            device.open_count = 0;
+        }
+        self.tally.cuts += 1;
+        self.machine = self.machine.after_cut(shape, &mut self.prng);
+        self.open_again(false);
+    }
+
+    fn check_metadata(&mut self) {
+        let metadata = self.machine.metadata.image();
+        let data_blocks = self.machine.data.image().len() / crate::model::BLOCK;
+        let used = image::expect_sound(&metadata, data_blocks);
+        self.tally.checks += 1;
+        assert_eq!(used, self.model.used_blocks(), "data blocks in use, as recounted");
+        if self.tally.checks.is_multiple_of(50) && image::expect_tools_agree(&metadata) {
+            self.tally.tool_checks += 1;
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What the tests of promises share: a simulated machine, an executor, and a model of the truth.
+
+pub mod driver;
+pub mod executor;
+pub mod image;
+pub mod model;
+pub mod ops;
+mod prng;
+pub mod runs;
+pub mod sim;
+
+pub use prng::Prng;

@@ -1,0 +1,110 @@
+//! A machine made of memory: three stores on one power supply.
+//!
+//! What the stores promise is only what the traits they implement promise. A write is volatile
+//! until a sync that was *submitted* after the write had completed; a power cut keeps or drops each
+//! unsynced sector of 512 bytes on its own ([`Shape`]). Blocks never written, and punched ones,
+//! read as garbage. Faults:
+//!
+//! - the power goes at the n-th change of a store, which may happen in part; everything fails from
+//!   then on ([`Power::cut_at`]);
+//! - the n-th I/O fails, once or from then on ([`Fault`]); a failed write may have happened in part,
+//!   a failed sync loses for good some of what it covered.
+//!
+//! The code under test must survive all of it with what its contract promises.
+
+mod catalog;
+mod disk;
+mod host;
+mod image;
+mod power;
+
+pub use catalog::SimCatalog;
+pub use disk::{SimDisk, SimMetadata};
+pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
+pub(crate) use image::to_usize;
+pub use image::{Image, Shape};
+pub use power::{Fault, FaultKind, Io, Power};
+
+use std::sync::Arc;
+
+use pool::{BlockSize, Error, OpenOptions, Pool, Stores};
+
+use crate::prng::Prng;
+
+/// How large the stores of a machine are.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// Data blocks the pool begins with.
+    pub data_blocks: u64,
+    /// Metadata blocks the pool begins with.
+    pub metadata_blocks: u64,
+}
+
+/// A pool's stores, and the power they share.
+pub struct Machine {
+    /// Faults and the seed of everything random.
+    pub power: Arc<Power>,
+    /// The data store.
+    pub data: SimDisk,
+    /// The metadata store.
+    pub metadata: Arc<SimMetadata>,
+    /// The catalog's file.
+    pub catalog: SimCatalog,
+}
+
+impl Machine {
+    /// A machine with a freshly formatted pool.
+    ///
+    /// # Panics
+    /// When the pool cannot be formatted.
+    pub fn new(geometry: Geometry, prng: Prng) -> Self {
+        let power = Arc::new(Power::new(prng));
+        let block = BlockSize::DEFAULT.bytes();
+        let data = Image::new(geometry.data_blocks * block, 0xa5);
+        let metadata = Image::new(geometry.metadata_blocks * 4096, 0);
+        let machine = Self::on(power, data, metadata, Vec::new());
+        let formatted = Pool::<SimHost>::format(
+            Arc::clone(&machine.metadata) as _,
+            BlockSize::DEFAULT,
+            geometry.metadata_blocks,
+            geometry.data_blocks,
+        );
+        assert!(formatted.is_ok(), "cannot format: {formatted:?}");
+        machine
+    }
+
+    fn on(power: Arc<Power>, data: Image, metadata: Image, catalog: Vec<u8>) -> Self {
+        Machine {
+            data: SimDisk::new(Arc::clone(&power), data),
+            metadata: Arc::new(SimMetadata::new(Arc::clone(&power), metadata)),
+            catalog: SimCatalog::new(Arc::clone(&power), catalog),
+            power,
+        }
+    }
+
+    /// Opens the pool.
+    ///
+    /// # Errors
+    /// Those of [`Pool::open`].
+    pub fn open(&self) -> Result<Arc<Pool<SimHost>>, Error> {
+        let stores = Stores {
+            metadata: Arc::clone(&self.metadata) as _,
+            data: self.data.clone(),
+            catalog: Box::new(self.catalog.clone()),
+        };
+        let host = Arc::new(SimHost::new(Arc::clone(&self.power)));
+        Pool::open(host, stores, OpenOptions::default())
+    }
+
+    /// The machine after a power cut that kept of unsynced sectors what `shape` says.
+    pub fn after_cut(&self, shape: Shape, prng: &mut Prng) -> Machine {
+        let power = Arc::new(Power::new(prng.fork()));
+        power.set_pauses(self.power.pauses());
+        Machine::on(
+            power,
+            self.data.image().after_cut(shape, prng),
+            self.metadata.image().after_cut(shape, prng),
+            self.catalog.content(),
+        )
+    }
+}

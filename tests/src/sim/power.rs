@@ -1,0 +1,212 @@
+//! Power, faults, and the order of events.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use parking_lot::Mutex;
+
+use crate::prng::Prng;
+
+/// What a store is asked to do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Io {
+    /// Reading the data store.
+    DataRead,
+    /// Writing, zeroing or punching the data store.
+    DataWrite,
+    /// Syncing the data store.
+    DataSync,
+    /// Reading a metadata block.
+    MetadataRead,
+    /// Writing a metadata block.
+    MetadataWrite,
+    /// Flushing the metadata store.
+    MetadataFlush,
+    /// Reading the catalog.
+    CatalogLoad,
+    /// Appending to or replacing the catalog.
+    CatalogWrite,
+}
+
+impl Io {
+    fn changes(self) -> bool {
+        !matches!(self, Io::DataRead | Io::MetadataRead | Io::CatalogLoad)
+    }
+}
+
+/// Which error an I/O fails with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultKind {
+    /// EIO.
+    Failed,
+    /// ENOSPC.
+    StorageFull,
+}
+
+/// A failure to come.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// How many I/Os of the chosen kind succeed first.
+    pub after: u64,
+    /// The kind of I/O that fails; any when none.
+    pub io: Option<Io>,
+    /// The error.
+    pub kind: FaultKind,
+    /// Whether all later ones of that kind fail as well.
+    pub is_sticky: bool,
+}
+
+/// What becomes of an I/O.
+pub(super) enum Verdict {
+    Go,
+    /// It happens in part at most, and fails.
+    Fail(io::Error),
+}
+
+struct State {
+    prng: Prng,
+    changes: u64,
+    cut_at: Option<u64>,
+    is_off: bool,
+    fault: Option<Fault>,
+    fault_hit: bool,
+    data_sync_failed: bool,
+    pauses: u64,
+}
+
+/// What the stores of a machine share.
+pub struct Power(Mutex<State>);
+
+fn off() -> io::Error {
+    io::Error::other("the power is off")
+}
+
+impl Power {
+    pub(super) fn new(prng: Prng) -> Self {
+        Power(Mutex::new(State {
+            prng,
+            changes: 0,
+            cut_at: None,
+            is_off: false,
+            fault: None,
+            fault_hit: false,
+            data_sync_failed: false,
+            pauses: 0,
+        }))
+    }
+
+    /// Cuts the power at the change with this number, counted from 0 at the machine's start.
+    pub fn cut_at(&self, change: Option<u64>) {
+        self.0.lock().cut_at = change;
+    }
+
+    /// Cuts the power now.
+    pub fn cut(&self) {
+        self.0.lock().is_off = true;
+    }
+
+    /// Whether the power is off.
+    pub fn is_off(&self) -> bool {
+        self.0.lock().is_off
+    }
+
+    /// How many changes there were.
+    pub fn changes(&self) -> u64 {
+        self.0.lock().changes
+    }
+
+    /// Arranges a failure, or none.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        let mut state = self.0.lock();
+        state.fault = fault;
+        state.fault_hit = false;
+    }
+
+    /// Whether the arranged failure has happened.
+    pub fn fault_hit(&self) -> bool {
+        self.0.lock().fault_hit
+    }
+
+    /// Lets every data I/O wait up to this many times before each of its steps.
+    pub fn set_pauses(&self, most: u64) {
+        self.0.lock().pauses = most;
+    }
+
+    pub(super) fn pauses(&self) -> u64 {
+        self.0.lock().pauses
+    }
+
+    /// Waits a random number of polls, so that other tasks go first.
+    pub(super) async fn pause(&self) {
+        let mut left = {
+            let mut state = self.0.lock();
+            match state.pauses {
+                0 => return,
+                most => state.prng.below(most + 1),
+            }
+        };
+        poll_fn(|context| {
+            if left == 0 {
+                return Poll::Ready(());
+            }
+            left -= 1;
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Decides about an I/O that is submitted now.
+    pub(super) fn begin(&self, io: Io) -> Verdict {
+        let mut state = self.0.lock();
+        if state.is_off {
+            return Verdict::Fail(off());
+        }
+        if io.changes() {
+            let number = state.changes;
+            state.changes += 1;
+            if state.cut_at.is_some_and(|at| number >= at) {
+                state.is_off = true;
+                return Verdict::Fail(off());
+            }
+        }
+        if io == Io::DataSync && state.data_sync_failed {
+            return Verdict::Fail(io::Error::other("an earlier sync failed"));
+        }
+        if let Some(mut fault) = state.fault
+            && fault.io.is_none_or(|wanted| wanted == io)
+        {
+            let fails = fault.after == 0;
+            fault.after = fault.after.saturating_sub(1);
+            state.fault = if fails && !fault.is_sticky {
+                None
+            } else {
+                Some(fault)
+            };
+            if fails {
+                state.fault_hit = true;
+                state.data_sync_failed |= io == Io::DataSync;
+                return Verdict::Fail(match fault.kind {
+                    FaultKind::Failed => io::Error::from_raw_os_error(5),
+                    FaultKind::StorageFull => io::ErrorKind::StorageFull.into(),
+                });
+            }
+        }
+        Verdict::Go
+    }
+
+    /// Fails an I/O in progress when the power went meanwhile.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.is_off() { Err(off()) } else { Ok(()) }
+    }
+
+    /// A number from 0 to `most`.
+    pub(super) fn up_to(&self, most: u64) -> u64 {
+        self.0.lock().prng.below(most + 1)
+    }
+
+    pub(super) fn fork(&self) -> Prng {
+        self.0.lock().prng.fork()
+    }
+}
