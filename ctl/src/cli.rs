@@ -1,0 +1,408 @@
+//! The command line: one definition from which come parsing, help, completions and man pages.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use pool::DeviceName;
+
+use crate::exit;
+use crate::serve_args::ServeArgs;
+use crate::size::{parse_positive_size, parse_size, parse_volume_size};
+
+const ABOUT: &str = "Thin volumes, snapshots and clones in a pool of data blocks.
+
+POOL is a directory that holds a pool, or a bare name: a pool of that name in the current directory \
+or, if there is none, under /var/lib/thinpool (or $THINPOOL_ROOT). In POOL/VOL and POOL/VOL@SNAP the \
+last component names the volume or snapshot.
+
+Sizes are bytes, or numbers with K, M, G, T or P behind them, in powers of 1024.";
+
+/// Thin volumes, snapshots and clones in a pool of data blocks.
+#[derive(Parser, Debug)]
+#[command(name = "thinctl", version, about, long_about = ABOUT, after_help = exit::HELP)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Print JSON instead of tables and text
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make a pool in a new or empty directory
+    Init(InitArgs),
+    /// Use a thin pool made by dm-thin or LVM, in place
+    Adopt(AdoptArgs),
+    /// Make a volume
+    Create {
+        /// The new volume, POOL/VOL
+        #[arg(value_name = "POOL/VOL")]
+        volume: DeviceArg,
+        /// Its size, a multiple of 512 bytes
+        #[arg(long, value_parser = parse_volume_size)]
+        size: u64,
+        /// A file or block device that shows through until written; it must not change any more
+        #[arg(long, value_name = "PATH")]
+        origin: Option<PathBuf>,
+    },
+    /// Take snapshots of volumes of one pool, all at one instant
+    CreateSnap {
+        /// The new snapshots, POOL/VOL@SNAP
+        #[arg(value_name = "POOL/VOL@SNAP", required = true)]
+        snapshots: Vec<DeviceArg>,
+    },
+    /// Make a volume with the contents of a snapshot or volume, in constant time
+    Clone {
+        /// The snapshot or volume to clone
+        #[arg(value_name = "POOL/VOL[@SNAP]")]
+        source: DeviceArg,
+        /// The new volume, in the same pool
+        #[arg(value_name = "POOL/NEW")]
+        volume: DeviceArg,
+    },
+    /// Delete volumes and snapshots
+    Rm {
+        /// What to delete
+        #[arg(value_name = "POOL/VOL[@SNAP]", required = true)]
+        devices: Vec<DeviceArg>,
+    },
+    /// Give a volume or snapshot another name
+    Rename {
+        /// Its name now
+        #[arg(value_name = "POOL/VOL[@SNAP]")]
+        from: DeviceArg,
+        /// Its new name, in the same pool
+        #[arg(value_name = "POOL/NEW[@SNAP]")]
+        to: DeviceArg,
+    },
+    /// Change the size of a volume
+    Resize {
+        /// The volume
+        #[arg(value_name = "POOL/VOL")]
+        volume: DeviceArg,
+        /// The new size, a multiple of 512 bytes
+        #[arg(long, value_parser = parse_volume_size)]
+        size: u64,
+        /// Allow the volume to lose what lies beyond the new size
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Make a volume show again what its snapshot shows
+    Rollback {
+        /// The snapshot
+        #[arg(value_name = "POOL/VOL@SNAP")]
+        snapshot: DeviceArg,
+    },
+    /// Make a volume read only for good
+    Freeze {
+        /// The volume
+        #[arg(value_name = "POOL/VOL")]
+        volume: DeviceArg,
+    },
+    /// Enlarge a pool
+    Grow(GrowArgs),
+    /// List volumes and snapshots
+    Ls {
+        /// The pool
+        pool: String,
+    },
+    /// Show a pool, a volume or a snapshot
+    Info {
+        /// POOL, POOL/VOL or POOL/VOL@SNAP
+        #[arg(value_name = "POOL[/VOL[@SNAP]]")]
+        what: String,
+    },
+    /// Draw what was made from what
+    Tree {
+        /// The pool
+        pool: String,
+    },
+    /// Show who uses how much, exactly
+    Du {
+        /// The pool
+        pool: String,
+    },
+    /// Run the daemon in the foreground
+    Serve(ServeArgs),
+    /// Make a volume or snapshot a local block device
+    Attach(AttachArgs),
+    /// Undo an attachment
+    Detach {
+        /// The volume or snapshot, or its block device
+        #[arg(value_name = "POOL/VOL[@SNAP]|DEV")]
+        what: String,
+    },
+    /// Verify metadata, counts and catalog without changing anything
+    Check {
+        /// The pool
+        pool: String,
+    },
+    /// Write all mappings as XML that thin_restore reads
+    Dump {
+        /// The pool
+        pool: String,
+    },
+    /// Write the contents of a volume or snapshot to standard output
+    Read {
+        /// The volume or snapshot
+        #[arg(value_name = "POOL/VOL[@SNAP]")]
+        device: DeviceArg,
+        /// Where to begin, in bytes
+        #[arg(long, default_value = "0", value_parser = parse_size)]
+        offset: u64,
+        /// How much; to the end unless given
+        #[arg(long, value_parser = parse_size)]
+        length: Option<u64>,
+    },
+    /// Write standard input to a volume
+    Write {
+        /// The volume
+        #[arg(value_name = "POOL/VOL")]
+        device: DeviceArg,
+        /// Where to begin, in bytes
+        #[arg(long, default_value = "0", value_parser = parse_size)]
+        offset: u64,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the man page, or write one for each command
+    Man {
+        /// Write thinctl.1, thinctl-init.1 and so on into this directory
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// What makes a pool.
+#[derive(Args, Debug)]
+pub struct InitArgs {
+    /// The directory to make the pool in
+    #[arg(value_name = "POOL")]
+    pub pool: String,
+    /// Size of the data store, a multiple of the block size; needed unless the store exists
+    #[arg(long, value_parser = parse_positive_size)]
+    pub size: Option<u64>,
+    /// Size of a data block, a multiple of 64K up to 1G
+    #[arg(long, default_value = "64K", value_parser = parse_positive_size)]
+    pub block_size: u64,
+    /// The metadata store, a file or block device; POOL/metadata unless given
+    #[arg(long, value_name = "PATH")]
+    pub metadata: Option<PathBuf>,
+    /// The data store, a file or block device; POOL/data unless given
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Size of the metadata store; 64 bytes for each data block, at least 64M, unless given
+    #[arg(long, value_parser = parse_positive_size)]
+    pub metadata_size: Option<u64>,
+}
+
+/// What takes over a foreign pool.
+#[derive(Args, Debug)]
+pub struct AdoptArgs {
+    /// The directory to make the pool in
+    #[arg(value_name = "POOL")]
+    pub pool: String,
+    /// Its metadata, a file or block device
+    #[arg(long, value_name = "PATH")]
+    pub metadata: PathBuf,
+    /// Its data, a file or block device
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// A thin device's name and size; others are called thin-ID and end with their last mapped block
+    #[arg(long = "volume", value_name = "ID:NAME:SIZE[:EXTERNAL_ORIGIN]")]
+    pub volumes: Vec<VolumeArg>,
+    /// Never change the pool
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+/// What enlarges a pool.
+#[derive(Args, Debug)]
+pub struct GrowArgs {
+    /// The pool
+    pub pool: String,
+    /// New size of the data store, a multiple of the block size
+    #[arg(long, value_parser = parse_positive_size, required_unless_present = "metadata_size")]
+    pub size: Option<u64>,
+    /// New size of the metadata store, a multiple of 4K
+    #[arg(long, value_parser = parse_positive_size)]
+    pub metadata_size: Option<u64>,
+}
+
+/// What attaches a device.
+#[derive(Args, Debug)]
+pub struct AttachArgs {
+    /// The volume or snapshot
+    #[arg(value_name = "POOL/VOL[@SNAP]")]
+    pub device: DeviceArg,
+    /// Serve it as a FUSE file with a loop device on top, which is the only way so far
+    #[arg(long)]
+    pub fuse: bool,
+    /// Mount its file system here, read only for what is read only
+    #[arg(long, value_name = "MNT")]
+    pub mount: Option<PathBuf>,
+}
+
+/// `POOL/VOL` or `POOL/VOL@SNAP`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceArg {
+    /// What stands before the last slash.
+    pub pool: String,
+    /// The name behind it.
+    pub name: DeviceName,
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((pool, name)) = text.rsplit_once('/') else {
+            return Err("expected POOL/VOL or POOL/VOL@SNAP".to_owned());
+        };
+        let name = name
+            .parse()
+            .map_err(|cause: pool::Error| cause.to_string())?;
+        // Of `/vol` the pool is the root directory.
+        let pool = if pool.is_empty() { "/" } else { pool };
+        Ok(DeviceArg {
+            pool: pool.to_owned(),
+            name,
+        })
+    }
+}
+
+/// `ID:NAME:SIZE[:EXTERNAL_ORIGIN]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeArg {
+    /// The thin id.
+    pub id: u32,
+    /// The name to give it.
+    pub name: DeviceName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What shows through where nothing is mapped.
+    pub external_origin: Option<PathBuf>,
+}
+
+impl FromStr for VolumeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(4, ':');
+        let (Some(id), Some(name), Some(size)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err("expected ID:NAME:SIZE or ID:NAME:SIZE:EXTERNAL_ORIGIN".to_owned());
+        };
+        let id = id.parse().ok().filter(|id| *id <= pool::ThinId::MAX.get());
+        let id = id.ok_or_else(|| format!("thin id: expected 0 to {}", pool::ThinId::MAX))?;
+        Ok(VolumeArg {
+            id,
+            name: name
+                .parse()
+                .map_err(|cause: pool::Error| cause.to_string())?,
+            size: parse_volume_size(size).map_err(|cause| format!("size {size}: {cause}"))?,
+            external_origin: parts
+                .next()
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+        })
+    }
+}
+
+/// What clap says about a wrong command line, in one line.
+pub fn usage_error(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let message = text.split("\n\nUsage:").next().unwrap_or(text);
+    let message = message
+        .split("\n\nFor more information")
+        .next()
+        .unwrap_or(message);
+    let parts = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    parts.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_last_component_is_the_volume() {
+        let device: DeviceArg = "/srv/a/pool/prod@nightly".parse().unwrap();
+        assert_eq!(
+            (device.pool.as_str(), device.name.to_string()),
+            ("/srv/a/pool", "prod@nightly".into())
+        );
+        let device: DeviceArg = "pool/prod".parse().unwrap();
+        assert_eq!(
+            (device.pool.as_str(), device.name.to_string()),
+            ("pool", "prod".into())
+        );
+        for text in ["prod", "pool/", "pool/a@b@c", "pool/.hidden", "pool/a b"] {
+            assert!(text.parse::<DeviceArg>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn adopted_volumes() {
+        let volume: VolumeArg = "7:db:1G:/images/base:v2.raw".parse().unwrap();
+        assert_eq!((volume.id, volume.size), (7, 1 << 30));
+        assert_eq!(volume.external_origin, Some("/images/base:v2.raw".into()));
+        assert!(
+            "16777215:db:512"
+                .parse::<VolumeArg>()
+                .unwrap()
+                .external_origin
+                .is_none()
+        );
+        for text in [
+            "",
+            "1",
+            "1:db",
+            "16777216:db:1G",
+            "-1:db:1G",
+            "1:../db:1G",
+            "1:db:100",
+            "1:db:0",
+        ] {
+            assert!(text.parse::<VolumeArg>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_told_in_one_line() {
+        for line in [
+            "thinctl",
+            "thinctl create p/v",
+            "thinctl create p/v --size 1X",
+            "thinctl fly",
+            "thinctl ls",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            let message = usage_error(&error);
+            assert!(
+                !message.contains('\n') && !message.is_empty(),
+                "{line}: {message}"
+            );
+        }
+    }
+}

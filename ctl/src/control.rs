@@ -1,0 +1,285 @@
+//! The daemon's end of the control socket: HTTP on a Unix socket in the pool's directory, 0600.
+//!
+//! Every request runs in a task of its own, to its end, even when its client goes away: requests on
+//! a pool are never cancelled.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Json, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use pool::DeviceName;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+use serde::Deserialize;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::check::dump_pool;
+use crate::client::{nobody_listens, short_path};
+use crate::frame::Frame;
+use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
+use crate::protocol::{Call, CallError, CallErrorKind, Event, PoolInfo, Progress, Reply};
+use crate::service::{PoolService, ProgressSink, execute};
+use crate::transfer::{PIECE_LEN, Reading, Writing};
+
+/// Pieces of an answer on their way.
+const PIECES_MAX: usize = 4;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A bound control socket; its file goes with it.
+pub struct ControlSocket {
+    listener: UnixListener,
+    directory: File,
+}
+
+impl ControlSocket {
+    /// Binds the socket in the pool's directory. A socket left by a daemon that died is replaced;
+    /// the pool's lock must be held, so that no living one is.
+    ///
+    /// # Errors
+    /// `Busy` when somebody listens; what stopped it.
+    pub fn bind(dir: &PoolDir) -> Result<Self, CallError> {
+        let place = dir.path.join(CONTROL_SOCKET);
+        let failed = |cause: &io::Error| CallError::io(place.display(), cause);
+        let directory = File::open(&dir.path).map_err(|cause| failed(&cause))?;
+        let path = short_path(&directory);
+        match UnixStream::connect(&path) {
+            Ok(_) => {
+                let message = format!("{}: somebody listens there already", place.display());
+                return Err(CallError::new(CallErrorKind::Busy, message));
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+            Err(cause) if nobody_listens(&cause) => {
+                std::fs::remove_file(&path).map_err(|cause| failed(&cause))?;
+            }
+            Err(cause) => return Err(failed(&cause)),
+        }
+        let listener = bind_private(&path)
+            .and_then(UnixListener::from_std)
+            .map_err(|cause| failed(&cause))?;
+        Ok(ControlSocket {
+            listener,
+            directory,
+        })
+    }
+
+    /// Serves calls until `stop`, then removes the socket and lets the running ones end.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn serve(
+        self,
+        service: Arc<PoolService>,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        let ControlSocket {
+            listener,
+            directory,
+        } = self;
+        let remove = async move {
+            stop.await;
+            if let Err(cause) = std::fs::remove_file(short_path(&directory)) {
+                tracing::warn!("{CONTROL_SOCKET}: {cause}");
+            }
+        };
+        axum::serve(listener, router(service))
+            .with_graceful_shutdown(remove)
+            .await
+    }
+}
+
+/// A listener that nobody but its owner may connect to, whatever the umask.
+fn bind_private(path: &Path) -> io::Result<StdListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // The file gets the socket's mode, less the umask: there is no moment at which it is more open.
+    fchmod(socket.as_fd(), Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn router(service: Arc<PoolService>) -> Router {
+    Router::new()
+        .route("/v1/call", post(call))
+        .route("/v1/status", get(status))
+        .route("/v1/read", get(read))
+        .route("/v1/write", post(write))
+        .route("/v1/dump", get(dump))
+        .with_state(service)
+}
+
+type Sender = mpsc::Sender<Result<Bytes, Infallible>>;
+
+/// A response whose body is sent piece by piece by `work`, which runs to its end by itself.
+fn streamed<F: Future<Output = ()> + Send + 'static>(work: impl FnOnce(Sender) -> F) -> Response {
+    let (sender, receiver) = mpsc::channel(PIECES_MAX);
+    tokio::spawn(work(sender));
+    Body::from_stream(ReceiverStream::new(receiver)).into_response()
+}
+
+fn line(event: &Event) -> Bytes {
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+async fn call(State(service): State<Arc<PoolService>>, Json(call): Json<Call>) -> Response {
+    streamed(move |sender| async move {
+        let progress: ProgressSink = {
+            let sender = sender.clone();
+            // Progress is worth nothing to a client that is slow to hear of it.
+            Arc::new(move |at: Progress| drop(sender.try_send(Ok(line(&Event::Progress(at))))))
+        };
+        let is_change = !matches!(
+            call,
+            Call::List | Call::Info { .. } | Call::Status | Call::Usage | Call::Check
+        );
+        if is_change {
+            tracing::info!("{}: {call:?}", service.dir.path.display());
+        }
+        let result = execute(&service, call, &progress).await;
+        let result = result.map(|reply| with_pid(reply));
+        send_result(&sender, result).await;
+    })
+}
+
+fn with_pid(reply: Reply) -> Reply {
+    match reply {
+        Reply::Pool(info) => Reply::Pool(PoolInfo {
+            daemon_pid: Some(std::process::id()),
+            ..info
+        }),
+        other => other,
+    }
+}
+
+async fn send_result(sender: &Sender, result: Result<Reply, CallError>) {
+    let event = match result {
+        Ok(reply) => Event::Reply(reply),
+        Err(error) => Event::Error(error),
+    };
+    // A client that has gone hears nothing.
+    let _ = sender.send(Ok(line(&event))).await;
+}
+
+async fn status(State(service): State<Arc<PoolService>>) -> Json<PoolInfo> {
+    Json(PoolInfo {
+        daemon_pid: Some(std::process::id()),
+        ..service.pool_info()
+    })
+}
+
+#[derive(Deserialize)]
+struct Range {
+    device: DeviceName,
+    #[serde(default)]
+    offset: u64,
+    length: Option<u64>,
+}
+
+async fn read(State(service): State<Arc<PoolService>>, Query(range): Query<Range>) -> Response {
+    streamed(move |sender| async move {
+        let result = send_contents(&service, &range, &sender).await;
+        let last = result.err().map_or(Frame::End, Frame::Error);
+        let _ = sender.send(Ok(last.encode())).await;
+    })
+}
+
+async fn send_contents(
+    service: &Arc<PoolService>,
+    range: &Range,
+    sender: &Sender,
+) -> Result<(), CallError> {
+    let mut reading = Reading::begin(service, &range.device, range.offset, range.length)?;
+    while let Some(frames) = reading.next().await? {
+        for frame in frames {
+            if sender.send(Ok(frame.encode())).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn write(
+    State(service): State<Arc<PoolService>>,
+    Query(range): Query<Range>,
+    body: Body,
+) -> Response {
+    streamed(move |sender| async move {
+        let result = receive_contents(&service, &range, body).await;
+        send_result(&sender, result.map(|()| Reply::Done)).await;
+    })
+}
+
+async fn receive_contents(
+    service: &Arc<PoolService>,
+    range: &Range,
+    mut body: Body,
+) -> Result<(), CallError> {
+    let mut writing = Writing::begin(service, &range.device, range.offset, range.length)?;
+    // Whole pieces again: runs of zeros are found in those.
+    let mut piece = BytesMut::with_capacity(PIECE_LEN);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|cause| {
+            CallError::new(CallErrorKind::Io, format!("the input broke off: {cause}"))
+        })?;
+        let Ok(mut data) = frame.into_data() else {
+            continue;
+        };
+        while !data.is_empty() {
+            let part = data.split_to(data.len().min(PIECE_LEN - piece.len()));
+            piece.extend_from_slice(&part);
+            if piece.len() == PIECE_LEN {
+                writing.put(piece.split().freeze()).await?;
+                piece.reserve(PIECE_LEN);
+            }
+        }
+    }
+    writing.put(piece.freeze()).await?;
+    writing.finish().await
+}
+
+/// Sends what is written to it as data frames.
+struct FrameWriter(Sender);
+
+impl io::Write for FrameWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(PIECE_LEN)];
+        let frame = Frame::Data(Bytes::copy_from_slice(bytes)).encode();
+        self.0
+            .blocking_send(Ok(frame))
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn dump(State(service): State<Arc<PoolService>>) -> Response {
+    streamed(move |sender| async move {
+        let result = dump_pool(&service, FrameWriter(sender.clone())).await;
+        let last = result.err().map_or(Frame::End, Frame::Error);
+        let _ = sender.send(Ok(last.encode())).await;
+    })
+}

@@ -1,0 +1,376 @@
+//! The daemon: opens pools, serves them until it is told to end, closes them.
+//!
+//! It commits once a second what has changed and gives back the space of deleted devices in the
+//! background. A daemon that dies leaves a socket, at most, and a mount that answers nothing; the
+//! next one replaces both.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nbd_server::Server;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::control::ControlSocket;
+use crate::exports::PoolExports;
+use crate::metrics::MetricsServer;
+use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
+use crate::protocol::{CallError, CallErrorKind};
+use crate::serve_args::{NbdAddress, ServeArgs};
+use crate::service::PoolService;
+use crate::session::patiently;
+
+/// How the ready line begins.
+pub const READY_PREFIX: &str = "ready: ";
+
+/// How often what has changed is committed.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long after a failure deleted devices are tried again.
+const RECLAIM_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long calls may go on after the daemon was told to end.
+const CALLS_END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a daemon that was started for an attachment waits for it.
+const FIRST_ATTACHMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Threads for control calls, commits and metrics. Exports have threads of their own.
+const WORKER_THREADS: usize = 2;
+
+/// Serves until SIGTERM or SIGINT, or, if so asked, until nothing is attached any more.
+///
+/// # Errors
+/// What stopped it from starting or from closing cleanly.
+pub fn run(args: ServeArgs) -> Result<(), CallError> {
+    if args.while_attached {
+        // Fails only for the leader of a group, which a shell has put where it belongs.
+        let _ = rustix::process::setsid();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|cause| CallError::io("starting", &cause))?;
+    let result = runtime.block_on(serve(args));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(args: ServeArgs) -> Result<(), CallError> {
+    let mut signals = Signals::take().map_err(|cause| CallError::io("signals", &cause))?;
+    let pools = open_pools(&args).await?;
+    let served = match Servers::start(&args, &pools).await {
+        Ok(servers) => {
+            let announced = servers.announce(&pools);
+            if announced.is_ok() {
+                tokio::select! {
+                    name = signals.wait() => tracing::info!("{name}: closing"),
+                    () = nothing_attached(&args, &pools) => tracing::info!("nothing is attached: closing"),
+                }
+            }
+            servers.stop().await;
+            announced
+        }
+        Err(error) => Err(error),
+    };
+    for service in &pools {
+        service.attachments.shut_down().await;
+    }
+    let closed = close_pools(&pools).await;
+    tracing::info!("closed");
+    served.and(closed)
+}
+
+/// Opens all pools, or none.
+async fn open_pools(args: &ServeArgs) -> Result<Vec<Arc<PoolService>>, CallError> {
+    let mut dirs: Vec<PoolDir> = Vec::new();
+    for argument in &args.pools {
+        let dir = PoolDir::open(argument)?;
+        if dirs.iter().any(|other| other.path == dir.path) {
+            return Err(CallError::invalid(format!("{argument}: it is named twice")));
+        }
+        if dirs.iter().any(|other| other.label() == dir.label()) {
+            let message = format!(
+                "{argument}: another pool's directory is called {} too, which names its exports",
+                dir.label()
+            );
+            return Err(CallError::invalid(message));
+        }
+        dirs.push(dir);
+    }
+    let mut pools = Vec::new();
+    for dir in dirs {
+        match open_pool(&dir).await {
+            Ok(service) => {
+                service.attachments.set_ends_when_empty(args.while_attached);
+                pools.push(Arc::new(service));
+            }
+            Err(error) => {
+                // The error that stopped us matters more than one of closing what was not changed.
+                let _ = close_pools(&pools).await;
+                return Err(error);
+            }
+        }
+    }
+    Ok(pools)
+}
+
+async fn open_pool(dir: &PoolDir) -> Result<PoolService, CallError> {
+    if let Ok(Some(mut client)) = crate::client::Client::connect(dir).await {
+        let pid = client.status().await.ok().and_then(|info| info.daemon_pid);
+        let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+        let message = format!(
+            "pool {} is served by another daemon already{pid}",
+            dir.path.display()
+        );
+        return Err(CallError::new(CallErrorKind::Busy, message));
+    }
+    let service = patiently(|| PoolService::open(dir.clone())).await?;
+    let status = service.pool.status();
+    tracing::info!(
+        "{}: open, transaction id {}",
+        dir.path.display(),
+        status.transaction_id
+    );
+    if !status.mode_reason.is_empty() {
+        tracing::warn!(
+            "{}: {:?}: {}",
+            dir.path.display(),
+            status.mode,
+            status.mode_reason
+        );
+    }
+    Ok(service)
+}
+
+async fn close_pools(pools: &[Arc<PoolService>]) -> Result<(), CallError> {
+    let mut result = Ok(());
+    for service in pools {
+        let closed = service.close().await;
+        if let Err(error) = &closed {
+            tracing::error!("{error}");
+        }
+        result = result.and(closed);
+    }
+    result
+}
+
+/// Everything that listens and everything that runs beside it.
+struct Servers {
+    nbd: Vec<Server>,
+    nbd_addresses: Vec<String>,
+    metrics_address: Option<String>,
+    stop: watch::Sender<bool>,
+    control: Vec<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Servers {
+    async fn start(args: &ServeArgs, pools: &[Arc<PoolService>]) -> Result<Self, CallError> {
+        let sockets = pools
+            .iter()
+            .map(|service| ControlSocket::bind(&service.dir))
+            .collect::<Result<Vec<_>, _>>()?;
+        let metrics = match args.metrics {
+            None => None,
+            Some(address) => {
+                let bound = MetricsServer::bind(address).await;
+                Some(bound.map_err(|cause| CallError::io(format!("metrics: {address}"), &cause))?)
+            }
+        };
+        let (nbd, nbd_addresses) = start_nbd(&args.nbd, pools)?;
+        let (stop, stopped) = watch::channel(false);
+        let mut control = Vec::new();
+        for (socket, service) in sockets.into_iter().zip(pools) {
+            let mut stopped = stopped.clone();
+            let until = async move {
+                // The sender goes away with the daemon, which is the same.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            control.push(tokio::spawn(socket.serve(Arc::clone(service), until)));
+            tokio::spawn(commit_regularly(Arc::clone(service)));
+            tokio::spawn(reclaim_deleted(Arc::clone(service)));
+        }
+        let metrics_address = metrics
+            .as_ref()
+            .map(|metrics| metrics.address().to_string());
+        if let Some(metrics) = metrics {
+            let pools = pools.to_vec();
+            tokio::spawn(async move {
+                if let Err(cause) = metrics.serve(pools).await {
+                    tracing::error!("metrics: {cause}");
+                }
+            });
+        }
+        Ok(Servers {
+            nbd,
+            nbd_addresses,
+            metrics_address,
+            stop,
+            control,
+        })
+    }
+
+    /// Says on standard output that everything listens.
+    fn announce(&self, pools: &[Arc<PoolService>]) -> Result<(), CallError> {
+        let list = |paths: Vec<PathBuf>| {
+            paths
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        let directories = list(
+            pools
+                .iter()
+                .map(|service| service.dir.path.clone())
+                .collect(),
+        );
+        let control = list(
+            pools
+                .iter()
+                .map(|service| service.dir.path.join(CONTROL_SOCKET))
+                .collect(),
+        );
+        let nbd = match self.nbd_addresses.as_slice() {
+            [] => "none".to_owned(),
+            addresses => addresses.join(","),
+        };
+        let metrics = self.metrics_address.as_deref().unwrap_or("none");
+        let line = format!(
+            "{READY_PREFIX}pools={directories} nbd={nbd} metrics={metrics} control={control}\n"
+        );
+        let mut out = std::io::stdout().lock();
+        out.write_all(line.as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(|cause| CallError::io("standard output", &cause))
+    }
+
+    /// Takes in nothing new, and lets what runs end.
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        for server in self.nbd {
+            if tokio::task::spawn_blocking(move || server.shutdown())
+                .await
+                .is_err()
+            {
+                tracing::error!("an NBD server failed while it ended");
+            }
+        }
+        for control in self.control {
+            match tokio::time::timeout(CALLS_END_TIMEOUT, control).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(cause))) => tracing::error!("{CONTROL_SOCKET}: {cause}"),
+                Ok(Err(cause)) => tracing::error!("{CONTROL_SOCKET}: {cause}"),
+                Err(_) => tracing::warn!("{CONTROL_SOCKET}: a client does not let go"),
+            }
+        }
+    }
+}
+
+fn start_nbd(
+    addresses: &[NbdAddress],
+    pools: &[Arc<PoolService>],
+) -> Result<(Vec<Server>, Vec<String>), CallError> {
+    let named = pools
+        .iter()
+        .map(|service| (service.dir.label(), Arc::clone(&service.pool)));
+    let exports = Arc::new(PoolExports::new(named.collect()));
+    let mut servers = Vec::new();
+    let mut started = Vec::new();
+    for address in addresses {
+        let server = crate::exports::start_server(address, Arc::clone(&exports))?;
+        started.push(server.address().to_string());
+        servers.push(server);
+    }
+    Ok((servers, started))
+}
+
+/// Commits once a second what has changed.
+async fn commit_regularly(service: Arc<PoolService>) {
+    let mut interval = tokio::time::interval(COMMIT_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        interval.tick().await;
+        match service.pool.commit().await {
+            Ok(()) => failing = false,
+            Err(cause) => {
+                // Every second the same would be of no use.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!("{}", service.failed(&cause));
+                }
+            }
+        }
+    }
+}
+
+/// Gives back what deleted devices used, those of an earlier life first.
+async fn reclaim_deleted(service: Arc<PoolService>) {
+    loop {
+        let left = service.pool.status().deleting;
+        if left > 0 {
+            match service.pool.reclaim().await {
+                Ok(()) => continue,
+                Err(cause) => {
+                    tracing::warn!("{left} deleted devices wait: {}", service.failed(&cause));
+                    tokio::time::sleep(RECLAIM_RETRY_INTERVAL).await;
+                    continue;
+                }
+            }
+        }
+        service.deleted.notified().await;
+    }
+}
+
+/// Waits until attachments came and went, in a daemon that lives for those alone.
+async fn nothing_attached(args: &ServeArgs, pools: &[Arc<PoolService>]) {
+    if !args.while_attached {
+        return std::future::pending().await;
+    }
+    let mut waits = tokio::task::JoinSet::new();
+    for service in pools {
+        let service = Arc::clone(service);
+        waits.spawn(async move {
+            let mut patience = FIRST_ATTACHMENT_TIMEOUT;
+            loop {
+                let emptied = service.attachments.emptied.notified();
+                let rung = tokio::time::timeout(patience, emptied).await.is_ok();
+                if service.attachments.is_empty().await {
+                    return;
+                }
+                if !rung {
+                    patience = Duration::MAX;
+                }
+            }
+        });
+    }
+    waits.join_all().await;
+}
+
+/// The signals that end the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn take() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Signals {
+            terminate,
+            interrupt,
+        })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `thinctl`, which asks, and `thinpoold`, which runs pools, their exports and their metrics.
+//!
+//! A command makes a `Call` on a pool. One function,
+//! `execute`, carries it out: in the tool when nobody serves the pool, in the
+//! daemon otherwise. Reading order: `cli` and `serve_args` say what can be asked, `protocol` what
+//! travels; `pool_dir` finds and locks a pool, `service` opens it and executes; `session` decides
+//! where that happens; `commands` print. `daemon` puts `control`, `exports`, `attach` and `metrics`
+//! around a service.
+
+mod attach;
+mod check;
+mod cli;
+mod client;
+mod commands;
+mod control;
+mod daemon;
+mod exit;
+mod exports;
+mod frame;
+mod interrupt;
+mod metrics;
+mod output;
+mod pool_dir;
+mod protocol;
+mod serve_args;
+mod service;
+mod session;
+mod size;
+mod table;
+mod transfer;
+
+mod programs;
+
+pub use programs::{thinctl, thinpoold};

@@ -1,0 +1,178 @@
+//! A pool's directory: where it is, what its `pool.toml` says, its stores and their locks.
+//!
+//! ```text
+//! pool.toml      version, uuid, where the stores are, options; written last, so it makes the pool
+//! catalog        names, sizes, lineage
+//! metadata       dm-thin metadata, unless it is elsewhere
+//! data           data blocks, unless they are elsewhere
+//! control.sock   while a daemon serves the pool
+//! daemon.log     of a daemon that `attach` started
+//! ```
+//!
+//! Who uses a pool holds `flock` on both stores, on the very descriptors that carry the I/O: shared
+//! for reading, exclusive otherwise. The kernel drops it with the process, so nothing is ever left
+//! behind. A block device is opened with O_EXCL besides, which keeps it from being mounted.
+
+mod create;
+mod locate;
+mod lock;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use pool::FileCatalog;
+use serde::{Deserialize, Serialize};
+
+pub use create::{StoreRequest, adopt, existing_origin, extend_file, init};
+pub use locate::{locate, names_pool, new_location};
+pub use lock::Access;
+
+use crate::protocol::{CallError, CallErrorKind};
+
+/// The file that makes a directory a pool.
+pub const CONFIG_FILE: &str = "pool.toml";
+
+/// The socket of the daemon that serves the pool.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// The log of a daemon that `attach` started.
+pub const DAEMON_LOG: &str = "daemon.log";
+
+/// The only version of `pool.toml` so far.
+const VERSION: u32 = 1;
+
+/// The largest `pool.toml` that is read.
+const CONFIG_SIZE_MAX: u64 = 64 * 1024;
+
+/// What `pool.toml` says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    version: u32,
+    /// Identity that survives moving.
+    pub uuid: String,
+    /// The metadata store; a relative path is inside the directory.
+    pub metadata: PathBuf,
+    /// The data store; a relative path is inside the directory.
+    pub data: PathBuf,
+    /// Never change the pool.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Fill the rest of a newly provisioned block with zeros.
+    #[serde(default = "yes")]
+    pub zero_new_blocks: bool,
+    /// Give unused space back to the data store.
+    #[serde(default = "yes")]
+    pub discard_passdown: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A pool's directory whose `pool.toml` has been read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolDir {
+    /// Absolute, without symbolic links.
+    pub path: PathBuf,
+    /// What `pool.toml` says.
+    pub config: PoolConfig,
+}
+
+impl PoolDir {
+    /// Reads the `pool.toml` of the pool that `argument` names.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no pool, `Damaged` when its `pool.toml` cannot be understood.
+    pub fn open(argument: &str) -> Result<PoolDir, CallError> {
+        Self::open_path(&locate(argument)?)
+    }
+
+    /// Reads the `pool.toml` in the directory `path`.
+    ///
+    /// # Errors
+    /// As [`PoolDir::open`].
+    pub fn open_path(path: &Path) -> Result<PoolDir, CallError> {
+        let path = path
+            .canonicalize()
+            .map_err(|cause| CallError::io(path.display(), &cause))?;
+        let file = path.join(CONFIG_FILE);
+        let text = read_bounded(&file).map_err(|cause| CallError::io(file.display(), &cause))?;
+        let damaged = |reason: String| {
+            CallError::new(
+                CallErrorKind::Damaged,
+                format!("{}: {reason}", file.display()),
+            )
+        };
+        // The version first: a newer file may well have other fields.
+        let table: toml::Table = text
+            .parse()
+            .map_err(|cause: toml::de::Error| damaged(cause.message().to_owned()))?;
+        match table.get("version").and_then(toml::Value::as_integer) {
+            Some(version) if version == i64::from(VERSION) => {}
+            Some(version) => {
+                return Err(damaged(format!(
+                    "the pool is of version {version}, this program knows version {VERSION}: use a newer one"
+                )));
+            }
+            None => return Err(damaged("it has no version".to_owned())),
+        }
+        let config = table
+            .try_into()
+            .map_err(|cause: toml::de::Error| damaged(cause.message().to_owned()))?;
+        Ok(PoolDir { path, config })
+    }
+
+    /// The metadata store.
+    pub fn metadata_path(&self) -> PathBuf {
+        self.path.join(&self.config.metadata)
+    }
+
+    /// The data store.
+    pub fn data_path(&self) -> PathBuf {
+        self.path.join(&self.config.data)
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> FileCatalog {
+        catalog_in(&self.path)
+    }
+
+    /// The last component of the path, which names the pool in exports and metrics.
+    pub fn label(&self) -> String {
+        self.path.file_name().map_or_else(
+            || "pool".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    }
+}
+
+fn catalog_in(directory: &Path) -> FileCatalog {
+    FileCatalog::new(directory.join("catalog"))
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(CONFIG_SIZE_MAX)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Writes a `pool.toml`, durably, all or nothing.
+fn write_config(directory: &Path, config: &PoolConfig) -> io::Result<()> {
+    let text = toml::to_string(config).map_err(io::Error::other)?;
+    let temporary = directory.join("pool.toml.new");
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, directory.join(CONFIG_FILE))?;
+    File::open(directory)?.sync_all()
+}

@@ -1,0 +1,425 @@
+//! What `thinctl` and the daemon say to each other, one JSON value each.
+//!
+//! A [`Call`] goes to `POST /v1/call` of the pool's control socket; the answer is a stream of
+//! [`Event`]s, one a line: any number of progress events, then a reply or an error. The same calls
+//! are executed in process when no daemon serves the pool. Contents of devices and dumps are
+//! streams of [`frames`](crate::frame) instead.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pool::{DeviceInfo, DeviceName, DeviceUsage, Status};
+use serde::{Deserialize, Serialize};
+
+/// A request on one pool.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Call {
+    /// Makes an empty volume, or one that shows `origin` until written.
+    Create {
+        /// Its name.
+        name: DeviceName,
+        /// Its size in bytes.
+        size: u64,
+        /// A file or block device, by absolute path.
+        origin: Option<PathBuf>,
+    },
+    /// Takes snapshots, all at one instant.
+    CreateSnapshots {
+        /// Their names, with the volume's.
+        names: Vec<DeviceName>,
+    },
+    /// Makes a volume with the contents of another device.
+    Clone {
+        /// A volume or snapshot.
+        source: DeviceName,
+        /// The new volume.
+        name: DeviceName,
+    },
+    /// Deletes a volume or snapshot.
+    Remove {
+        /// Which.
+        name: DeviceName,
+    },
+    /// Gives back what deleted devices used.
+    Reclaim,
+    /// Gives a device another name.
+    Rename {
+        /// Its name now.
+        from: DeviceName,
+        /// Its new name.
+        to: DeviceName,
+    },
+    /// Changes a volume's size.
+    Resize {
+        /// Which.
+        name: DeviceName,
+        /// The new size in bytes.
+        size: u64,
+        /// Whether it may lose its end.
+        shrink: bool,
+    },
+    /// Makes the volume show what its snapshot shows.
+    Rollback {
+        /// The snapshot.
+        snapshot: DeviceName,
+    },
+    /// Makes a volume read only for good.
+    Freeze {
+        /// Which.
+        name: DeviceName,
+    },
+    /// Enlarges the pool.
+    Grow {
+        /// New size of the data store in bytes.
+        data_size: Option<u64>,
+        /// New size of the metadata store in bytes.
+        metadata_size: Option<u64>,
+    },
+    /// All volumes and snapshots.
+    List,
+    /// One volume or snapshot.
+    Info {
+        /// Which.
+        name: DeviceName,
+    },
+    /// The pool's state.
+    Status,
+    /// Who uses how much.
+    Usage,
+    /// Verifies everything.
+    Check,
+    /// Makes a device a local block device. Only a daemon can.
+    Attach {
+        /// Which.
+        name: DeviceName,
+        /// Where to mount it.
+        mount: Option<PathBuf>,
+    },
+    /// Undoes an attachment. Only a daemon can.
+    Detach {
+        /// Which.
+        target: AttachTarget,
+    },
+}
+
+/// How an attachment is named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachTarget {
+    /// By the volume or snapshot.
+    Name(DeviceName),
+    /// By its block device.
+    Device(PathBuf),
+}
+
+/// What a call brings back.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reply {
+    /// It is done; there is nothing to tell.
+    Done,
+    /// The device made, changed or asked for.
+    Device(DeviceInfo),
+    /// Devices made or listed.
+    Devices(Vec<DeviceInfo>),
+    /// The pool's state.
+    Pool(PoolInfo),
+    /// Who uses how much.
+    Usage(UsageReport),
+    /// What a check found.
+    Check(CheckReport),
+    /// The new attachment.
+    Attached(Attachment),
+    /// The attachment that is gone.
+    Detached(Detached),
+}
+
+/// A pool: what it is, where it is, how it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// The directory.
+    pub path: PathBuf,
+    /// Identity that survives moving.
+    pub uuid: String,
+    /// The metadata store.
+    pub metadata: PathBuf,
+    /// The data store.
+    pub data: PathBuf,
+    /// The pool's state.
+    #[serde(flatten)]
+    pub status: Status,
+    /// The process that serves it, if one does.
+    pub daemon_pid: Option<u32>,
+}
+
+/// Exact space accounts of a pool, in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// One a device, by name.
+    pub devices: Vec<DeviceUsage>,
+    /// The pool as a whole.
+    pub pool: UsageTotals,
+}
+
+/// The sums of a pool's space accounts, in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UsageTotals {
+    /// Size of the data store.
+    pub data_total_bytes: u64,
+    /// In allocated data blocks.
+    pub data_used_bytes: u64,
+    /// In data blocks that exactly one device maps.
+    pub exclusive_bytes: u64,
+    /// In data blocks that more than one device maps, each block counted once.
+    pub shared_bytes: u64,
+    /// What the devices map, summed, shared blocks as often as they are mapped.
+    pub mapped_bytes: u64,
+}
+
+/// What a check found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Whether there is nothing to complain about.
+    pub clean: bool,
+    /// Whether the superblock asks for a check before it is written again.
+    pub needs_check: bool,
+    /// The faults.
+    pub findings: Vec<CheckFinding>,
+    /// How many more there are.
+    pub findings_dropped: u64,
+    /// How many thin devices there are.
+    pub devices: u64,
+    /// Metadata blocks in use, as recounted.
+    pub metadata_blocks_used: u64,
+    /// Data blocks in use, as recounted.
+    pub data_blocks_used: u64,
+}
+
+/// One fault.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CheckFinding {
+    /// `damage` or `leak`.
+    pub severity: CheckSeverity,
+    /// The metadata block it is in.
+    pub block: Option<u64>,
+    /// Thin ids that are affected, as far as known.
+    pub devices: Vec<u32>,
+    /// What is wrong and where, for people.
+    pub message: String,
+}
+
+/// How bad a fault is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckSeverity {
+    /// Space is lost, nothing else.
+    Leak,
+    /// Contents may be wrong or become so.
+    Damage,
+}
+
+/// A device that is a local block device now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The volume or snapshot.
+    pub name: DeviceName,
+    /// The block device, `/dev/loopN`.
+    pub device: PathBuf,
+    /// How it is served: `fuse`.
+    pub transport: String,
+    /// The file below the block device.
+    pub file: PathBuf,
+    /// Where it is mounted by us.
+    pub mountpoint: Option<PathBuf>,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether the block device bypasses the page cache of the file below.
+    pub direct_io: bool,
+}
+
+/// An attachment that is gone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Detached {
+    /// The volume or snapshot.
+    pub name: DeviceName,
+    /// The block device it was.
+    pub device: PathBuf,
+    /// Whether the daemon, started for attachments only, now ends.
+    pub daemon_ends: bool,
+}
+
+/// How far long work has come.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub done: u64,
+    /// Steps in all, as far as known; 0 when not.
+    pub total: u64,
+    /// What a step is: `metadata blocks`, `bytes`.
+    pub unit: String,
+}
+
+/// One line of an answer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// How far it has come.
+    Progress(Progress),
+    /// Done; nothing follows.
+    Reply(Reply),
+    /// Failed; nothing follows.
+    Error(CallError),
+}
+
+/// What kind of remedy a failure asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum CallErrorKind {
+    /// None of the others.
+    Other,
+    /// The request itself is wrong.
+    Invalid,
+    /// It names what does not exist.
+    NotFound,
+    /// It names what exists already.
+    Exists,
+    /// What it names is in use.
+    Busy,
+    /// There is no space.
+    NoSpace,
+    /// What it would change is read only.
+    ReadOnly,
+    /// Damaged, or of another format.
+    Damaged,
+    /// Input or output failed.
+    Io,
+    /// Whoever read the output has seen enough; no failure.
+    OutputClosed,
+    /// Stopped by a signal.
+    Interrupted,
+}
+
+/// A failed call: one line for people, and the kind that decides the exit code.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// What kind of remedy it asks for.
+    pub kind: CallErrorKind,
+    /// What went wrong, where, and what to do.
+    pub message: String,
+}
+
+impl CallError {
+    /// An error of this kind.
+    pub fn new(kind: CallErrorKind, message: impl Into<String>) -> Self {
+        CallError {
+            kind,
+            message: one_line(&message.into()),
+        }
+    }
+
+    /// The request itself is wrong.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(CallErrorKind::Invalid, message)
+    }
+
+    /// A failed system call on the thing that `place` names.
+    pub fn io(place: impl std::fmt::Display, cause: &io::Error) -> Self {
+        let kind = match cause.kind() {
+            io::ErrorKind::NotFound => CallErrorKind::NotFound,
+            io::ErrorKind::AlreadyExists => CallErrorKind::Exists,
+            io::ErrorKind::ResourceBusy => CallErrorKind::Busy,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CallErrorKind::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem => CallErrorKind::ReadOnly,
+            _ => CallErrorKind::Io,
+        };
+        Self::new(kind, format!("{place}: {}", plain(cause)))
+    }
+
+    /// An error of the pool in the directory `pool`.
+    pub fn pool(pool: &Path, cause: &pool::Error) -> Self {
+        let mut message = format!("{}: {cause}", pool.display());
+        let mut source = cause.source();
+        while let Some(error) = source {
+            let text = error.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            source = error.source();
+        }
+        let kind = CallErrorKind::from(cause.kind());
+        if kind == CallErrorKind::Damaged {
+            message = format!("{message} (see 'thinctl check {}')", pool.display());
+        }
+        Self::new(kind, message)
+    }
+}
+
+/// The cause without the number that the standard library adds.
+fn plain(cause: &io::Error) -> String {
+    let text = cause.to_string();
+    let without_number = text
+        .split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let mut chars = without_number.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => text,
+    }
+}
+
+/// Messages are one line, whatever they quote.
+fn one_line(text: &str) -> String {
+    text.split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_events_round_trip() {
+        let name: DeviceName = "prod@nightly".parse().unwrap();
+        for call in [
+            Call::Status,
+            Call::Info { name: name.clone() },
+            Call::Grow {
+                data_size: Some(1),
+                metadata_size: None,
+            },
+            Call::Detach {
+                target: AttachTarget::Device("/dev/loop0".into()),
+            },
+        ] {
+            let text = serde_json::to_string(&call).unwrap();
+            assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);
+        }
+        let event = Event::Error(CallError::invalid("two\nlines\n"));
+        let text = serde_json::to_string(&event).unwrap();
+        assert!(text.contains("two; lines"), "{text}");
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+    }
+
+    #[test]
+    fn names_that_are_paths_do_not_pass() {
+        assert!(serde_json::from_str::<Call>(r#"{"info":{"name":"../x"}}"#).is_err());
+    }
+
+    #[test]
+    fn a_full_disk_is_no_space() {
+        let error = CallError::io("/pool/data", &io::Error::from_raw_os_error(28));
+        assert_eq!(error.kind, CallErrorKind::NoSpace);
+        assert_eq!(error.message, "/pool/data: no space left on device");
+    }
+}

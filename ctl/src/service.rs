@@ -1,0 +1,354 @@
+//! One open pool, and the one function that executes calls on it: in process for `thinctl`, behind
+//! the control socket for the daemon.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use metadata_btree::FileStore;
+use pool::{DeviceInfo, DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
+use reactor::{FileHost, FileIo};
+use tokio::sync::Notify;
+
+use crate::attach::Attachments;
+use crate::check::check_pool;
+use crate::pool_dir::{Access, PoolDir, existing_origin, extend_file};
+use crate::protocol::{
+    Call, CallError, CallErrorKind, PoolInfo, Progress, Reply, UsageReport, UsageTotals,
+};
+
+/// The pool as this program runs it.
+pub type FilePool = Pool<FileHost>;
+
+/// Is told how far long work has come. Called from any thread.
+pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// An open pool with everything a call may need.
+pub struct PoolService {
+    /// Where it is.
+    pub dir: PoolDir,
+    /// The pool.
+    pub pool: Arc<FilePool>,
+    /// Its devices that are local block devices now; only a daemon has any.
+    pub attachments: Attachments,
+    /// Rung when deleted devices wait to be reclaimed.
+    pub deleted: Notify,
+}
+
+impl PoolService {
+    /// Opens a pool for every use, alone.
+    ///
+    /// # Errors
+    /// `Busy` when another process has it; what makes it impossible to open.
+    pub fn open(dir: PoolDir) -> Result<Self, CallError> {
+        let access = if dir.config.read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        Self::open_for(dir, access)
+    }
+
+    /// Opens a pool for reading only, together with other readers.
+    ///
+    /// # Errors
+    /// As [`PoolService::open`].
+    pub fn open_read_only(dir: PoolDir) -> Result<Self, CallError> {
+        Self::open_for(dir, Access::Read)
+    }
+
+    fn open_for(dir: PoolDir, access: Access) -> Result<Self, CallError> {
+        let files = dir.open_stores(access)?;
+        let metadata = FileStore::new(files.metadata)
+            .map_err(|cause| CallError::io(dir.metadata_path().display(), &cause))?;
+        let host = FileHost::new();
+        let data = FileIo::new(files.data, host.threads().clone());
+        let stores = Stores {
+            metadata: Arc::new(metadata),
+            data,
+            catalog: Box::new(dir.catalog()),
+        };
+        let options = OpenOptions {
+            read_only: access == Access::Read,
+            zero_new_blocks: dir.config.zero_new_blocks,
+            discard_passdown: dir.config.discard_passdown,
+        };
+        let pool = Pool::open(Arc::new(host), stores, options)
+            .map_err(|cause| CallError::pool(&dir.path, &cause))?;
+        let attachments = Attachments::new(&dir);
+        Ok(PoolService {
+            dir,
+            pool,
+            attachments,
+            deleted: Notify::new(),
+        })
+    }
+
+    /// Commits and closes. Nothing may use the pool any more.
+    ///
+    /// # Errors
+    /// What stopped the last commit.
+    pub async fn close(&self) -> Result<(), CallError> {
+        self.pool.close().await.map_err(|cause| self.failed(&cause))
+    }
+
+    /// An error of this pool as a caller sees it.
+    pub fn failed(&self, cause: &pool::Error) -> CallError {
+        CallError::pool(&self.dir.path, cause)
+    }
+
+    /// Opens a device for input and output.
+    ///
+    /// # Errors
+    /// Those of the pool, `NotFound` above all.
+    pub fn open_device(&self, name: &DeviceName) -> Result<ThinDevice<FileHost>, CallError> {
+        self.pool
+            .open_device(name)
+            .map_err(|cause| self.failed(&cause))
+    }
+
+    /// What the pool is and how it is.
+    pub fn pool_info(&self) -> PoolInfo {
+        PoolInfo {
+            path: self.dir.path.clone(),
+            uuid: self.dir.config.uuid.clone(),
+            metadata: self.dir.metadata_path(),
+            data: self.dir.data_path(),
+            status: self.pool.status(),
+            daemon_pid: None,
+        }
+    }
+
+    async fn usage(&self) -> Result<UsageReport, pool::Error> {
+        let devices = self.pool.usage().await?;
+        let status = self.pool.status();
+        let exclusive_bytes = devices.iter().map(|device| device.exclusive_bytes).sum();
+        let pool = UsageTotals {
+            data_total_bytes: status.data_total_bytes,
+            data_used_bytes: status.data_used_bytes,
+            exclusive_bytes,
+            shared_bytes: status.data_used_bytes.saturating_sub(exclusive_bytes),
+            mapped_bytes: devices.iter().map(|device| device.mapped_bytes).sum(),
+        };
+        Ok(UsageReport { devices, pool })
+    }
+
+    async fn resize(
+        &self,
+        name: &DeviceName,
+        size: u64,
+        shrink: bool,
+    ) -> Result<DeviceInfo, CallError> {
+        let present = self
+            .pool
+            .info(name)
+            .map_err(|cause| self.failed(&cause))?
+            .size;
+        if size < present && !shrink {
+            return Err(CallError::invalid(format!(
+                "{}/{name}: from {present} to {size} bytes it would lose its end: add --shrink if that is meant",
+                self.dir.path.display()
+            )));
+        }
+        self.pool
+            .resize(name, size)
+            .await
+            .map_err(|cause| self.failed(&cause))
+    }
+
+    async fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), CallError> {
+        let status = self.pool.status();
+        if let Some(bytes) = metadata {
+            self.expect_growth("metadata", bytes, status.metadata_total_bytes, 4096)?;
+        }
+        if let Some(bytes) = data {
+            self.expect_growth("data", bytes, status.data_total_bytes, status.block_size)?;
+        }
+        // Metadata first: more data is of no use without room to map it.
+        if let Some(bytes) = metadata {
+            let extended = Extended::to(&self.dir.metadata_path(), bytes, true)?;
+            self.pool
+                .grow_metadata(bytes)
+                .await
+                .map_err(|cause| self.failed(&cause))?;
+            extended.keep();
+        }
+        if let Some(bytes) = data {
+            let extended = Extended::to(&self.dir.data_path(), bytes, false)?;
+            self.pool
+                .grow_data(bytes)
+                .await
+                .map_err(|cause| self.failed(&cause))?;
+            extended.keep();
+        }
+        Ok(())
+    }
+
+    fn expect_growth(
+        &self,
+        what: &str,
+        bytes: u64,
+        present: u64,
+        unit: u64,
+    ) -> Result<(), CallError> {
+        let place = self.dir.path.display();
+        if self.dir.config.read_only {
+            let message = format!("{place}: the pool is read only: pool.toml says so");
+            return Err(CallError::new(CallErrorKind::ReadOnly, message));
+        }
+        if !bytes.is_multiple_of(unit) {
+            let next = bytes.next_multiple_of(unit);
+            let message = format!(
+                "{place}: {what} size {bytes} is not a multiple of {unit}; the next is {next}"
+            );
+            return Err(CallError::invalid(message));
+        }
+        if bytes <= present {
+            let message = format!(
+                "{place}: its {what} store has {present} bytes already, a pool cannot shrink"
+            );
+            return Err(CallError::invalid(message));
+        }
+        Ok(())
+    }
+}
+
+/// A store's file made longer for a pool that is to grow; shortened again unless the pool did.
+struct Extended {
+    undo: Option<(File, u64)>,
+}
+
+impl Extended {
+    fn to(path: &Path, size: u64, reserve: bool) -> Result<Self, CallError> {
+        let failed = |cause: std::io::Error| CallError::io(path.display(), &cause);
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(failed)?;
+        let present = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
+        if size <= present {
+            return Ok(Extended { undo: None });
+        }
+        if !file.metadata().map_err(failed)?.is_file() {
+            let message = format!(
+                "{}: the device holds {present} bytes, not {size}: enlarge it first",
+                path.display()
+            );
+            return Err(CallError::new(CallErrorKind::NoSpace, message));
+        }
+        let copy = file.try_clone().map_err(failed)?;
+        let extended = Extended {
+            undo: Some((copy, present)),
+        };
+        extend_file(&file, size, reserve).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        Ok(extended)
+    }
+
+    fn keep(mut self) {
+        self.undo = None;
+    }
+}
+
+impl Drop for Extended {
+    fn drop(&mut self) {
+        if let Some((file, size)) = self.undo.take() {
+            // The growth failed and that is what the caller hears of; a longer file does no harm.
+            let _ = file.set_len(size);
+        }
+    }
+}
+
+/// A new identity: the pool itself has neither clock nor randomness.
+pub fn new_identity() -> Identity {
+    let now = jiff::Timestamp::now();
+    // Whole seconds: enough for people, and one form for all tools.
+    let created = jiff::Timestamp::from_second(now.as_second())
+        .unwrap_or(now)
+        .to_string();
+    Identity {
+        uuid: uuid::Uuid::new_v4().to_string(),
+        created,
+    }
+}
+
+fn new_device(name: DeviceName) -> NewDevice {
+    NewDevice {
+        name,
+        identity: new_identity(),
+    }
+}
+
+/// Executes one call. Must run to its end once begun.
+///
+/// # Errors
+/// Whatever stopped it, with nothing changed.
+pub async fn execute(
+    service: &Arc<PoolService>,
+    call: Call,
+    progress: &ProgressSink,
+) -> Result<Reply, CallError> {
+    let pool = &service.pool;
+    let failed = |cause: pool::Error| service.failed(&cause);
+    let reply = match call {
+        Call::Create { name, size, origin } => {
+            let origin = origin.as_deref().map(existing_origin).transpose()?;
+            Reply::Device(
+                pool.create_volume(new_device(name), size, origin)
+                    .await
+                    .map_err(failed)?,
+            )
+        }
+        Call::CreateSnapshots { names } => {
+            let new = names.into_iter().map(new_device).collect();
+            Reply::Devices(pool.create_snapshots(new).await.map_err(failed)?)
+        }
+        Call::Clone { source, name } => Reply::Device(
+            pool.clone_device(&source, new_device(name))
+                .await
+                .map_err(failed)?,
+        ),
+        Call::Remove { name } => {
+            pool.remove(&name).await.map_err(failed)?;
+            service.deleted.notify_one();
+            Reply::Done
+        }
+        Call::Reclaim => {
+            pool.reclaim().await.map_err(failed)?;
+            Reply::Done
+        }
+        Call::Rename { from, to } => Reply::Device(pool.rename(&from, &to).await.map_err(failed)?),
+        Call::Resize { name, size, shrink } => {
+            Reply::Device(service.resize(&name, size, shrink).await?)
+        }
+        Call::Rollback { snapshot } => {
+            let device = pool
+                .rollback(&snapshot, new_identity())
+                .await
+                .map_err(failed)?;
+            service.deleted.notify_one();
+            Reply::Device(device)
+        }
+        Call::Freeze { name } => Reply::Device(pool.freeze(&name).await.map_err(failed)?),
+        Call::Grow {
+            data_size,
+            metadata_size,
+        } => {
+            service.grow(data_size, metadata_size).await?;
+            Reply::Pool(service.pool_info())
+        }
+        Call::List => Reply::Devices(pool.devices()),
+        Call::Info { name } => Reply::Device(pool.info(&name).map_err(failed)?),
+        Call::Status => Reply::Pool(service.pool_info()),
+        Call::Usage => Reply::Usage(service.usage().await.map_err(failed)?),
+        Call::Check => Reply::Check(check_pool(service, progress).await?),
+        Call::Attach { name, mount } => {
+            Reply::Attached(service.attachments.attach(service, &name, mount).await?)
+        }
+        Call::Detach { target } => {
+            Reply::Detached(service.attachments.detach(service, &target).await?)
+        }
+    };
+    Ok(reply)
+}
