@@ -48,6 +48,9 @@ impl<H: Host> OpenFile<H> {
     pub(crate) async fn read(&self, offset: u64, len: u32) -> Result<Vec<u8>, Errno> {
         let started = Instant::now();
         let len = self.clip(offset, u64::from(len));
+        if len == 0 {
+            return Ok(Vec::new());
+        }
         let mut bytes = vec![0; usize_of(len)?];
         let result = self.device.read(offset, &mut bytes).await;
         self.finish(Operation::Read, offset, len, started, result)?;
@@ -64,8 +67,12 @@ impl<H: Host> OpenFile<H> {
         let started = Instant::now();
         let asked = u64::try_from(bytes.len()).map_err(|_| Errno::EINVAL)?;
         let len = self.clip(offset, asked);
-        if len == 0 && asked > 0 {
-            return Err(Errno::ENOSPC);
+        if len == 0 {
+            return if asked == 0 {
+                Ok(0)
+            } else {
+                Err(Errno::ENOSPC)
+            };
         }
         let bytes = &bytes[..usize_of(len)?];
         let result = self

@@ -44,18 +44,22 @@ pub(crate) fn of_block_device(device: &Path) -> Result<Option<String>, Error> {
 
 /// Who holds a file in the mount at `directory` open: a loop device or a process.
 pub(crate) fn of_mount(directory: &Path) -> Option<String> {
-    let inside = |target: &Path| target.starts_with(directory);
-    let attached = loop_backings()
-        .into_iter()
-        .find(|(_, backing)| inside(backing));
-    if let Some((device, backing)) = attached {
+    if let Some((device, file)) = loops_on(directory).first() {
         return Some(format!(
             "{} is attached as {}",
-            backing.display(),
+            file.display(),
             device.display()
         ));
     }
+    let inside = |target: &Path| target.starts_with(directory);
     opener(inside).map(|process| format!("open in {process}"))
+}
+
+/// The loop devices attached to files in the mount at `directory`, each with its file.
+pub(crate) fn loops_on(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let mut found = loop_backings();
+    found.retain(|(_, file)| file.starts_with(directory));
+    found
 }
 
 /// Every attached loop device and the file below it, sorted by device.

@@ -53,9 +53,11 @@
 //! # What a dead daemon leaves behind
 //!
 //! The kernel ends the mount with the process: every request fails, `stat` says `ENOTCONN`, and a
-//! loop device on top reports I/O errors for good. Nothing reconnects, unlike ublk and NBD.
-//! [`FuseMount::start`] clears a dead mount away, [`LoopDevice::find`] finds the dead loop device
-//! so that it can be detached; file systems on it must be unmounted and mounted anew.
+//! loop device on top reports I/O errors for good. Nothing reconnects, unlike ublk and NBD: file
+//! systems on such a device must be unmounted, and mounted anew from a new one. The next
+//! [`FuseMount::start`] at the same place detaches the dead loop devices and clears the dead mount
+//! away, once nothing uses them. It must be the same place, since only their path tells whose
+//! they are.
 
 mod block_mount;
 mod error;

@@ -112,8 +112,8 @@ impl LoopDevice {
         Ok(device)
     }
 
-    /// The device `file` is attached as. The file need not exist any more: a device outlives the
-    /// mount and the daemon below it.
+    /// The device `file` is attached as. The file is not looked at, so it may belong to a mount
+    /// whose daemon has died.
     pub fn find(file: &Path) -> Result<Option<LoopDevice>, Error> {
         let backings = holders::loop_backings();
         let Some((path, _)) = backings.into_iter().find(|(_, backing)| backing == file) else {

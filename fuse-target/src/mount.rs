@@ -1,24 +1,32 @@
 //! The mount of one pool: its beginning, its end, and the threads in between.
 
+use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::num::NonZero;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, MountOption, Session};
+use fuser::{BackgroundSession, Config, Session, SessionACL};
 use pool::{DeviceName, Host, Pool};
 use reactor::Background;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::error::Error;
 use crate::filesystem::ThinFiles;
 use crate::handles::Handles;
 use crate::holders;
+use crate::loop_device::LoopDevice;
 use crate::mount_table::is_mountpoint;
-use crate::program::{FUSERMOUNT, SESSION_THREAD_PREFIX, run};
+use crate::program::SESSION_THREAD_PREFIX;
+
+/// The kernel's side of every FUSE mount.
+const DEVICE: &str = "/dev/fuse";
 
 /// Session threads at least, so that one that copies or waits for a page holds up no other file.
 const THREADS_MIN: usize = 2;
@@ -39,7 +47,8 @@ pub struct FuseMount<H: Host> {
 
 impl<H: Host> FuseMount<H> {
     /// Mounts the pool's devices at `mountpoint`, an existing directory where nothing is mounted.
-    /// What a daemon that died left mounted there is cleared away first.
+    /// What a daemon that died left there is cleared away first, its loop devices too; while one
+    /// of those is in use, mounted for example, this is [`Error::Busy`]. Needs `CAP_SYS_ADMIN`.
     ///
     /// Blocks, and so does every other method here that returns a result: call them on threads for
     /// blocking work.
@@ -112,12 +121,17 @@ impl<H: Host> FuseMount<H> {
 }
 
 impl<H: Host> Drop for FuseMount<H> {
-    /// Unmounts. With files still open, the directory is freed at once, and the threads go on to
-    /// serve those files until the last one is closed.
+    /// Unmounts. Where that cannot be, the threads go on to serve as long as the process lives.
+    /// With files open in processes, the directory is freed at once; with loop devices attached it
+    /// stays mounted, since they are found again by their path only.
     fn drop(&mut self) {
         let Err(error) = self.unmount() else { return };
-        tracing::warn!("unmounting by force: {error}");
-        if let Err(error) = unmount(&self.mountpoint, UnmountFlags::DETACH) {
+        if holders::loops_on(&self.mountpoint).is_empty() {
+            tracing::warn!("unmounting by force: {error}");
+            if let Err(error) = unmount(&self.mountpoint, UnmountFlags::DETACH) {
+                tracing::warn!("it is left mounted: {error}");
+            }
+        } else {
             tracing::warn!("it is left mounted: {error}");
         }
     }
@@ -134,23 +148,52 @@ fn start_session<H: Host>(
     let background =
         Background::start("fuse-background").map_err(Error::io("cannot start a thread"))?;
     let files = ThinFiles::new(pool, handles, background);
-    let failed = || format!("cannot mount at {}", mountpoint.display());
-    let session = Session::new(files, mountpoint, &config()).map_err(Error::io(failed()))?;
-    session.spawn().map_err(Error::io(failed()))
+    let connection = mount(mountpoint)?;
+    let session = Session::from_fd(files, connection, SessionACL::Owner, config());
+    session.and_then(Session::spawn).map_err(|source| {
+        if let Err(error) = unmount(mountpoint, UnmountFlags::DETACH) {
+            tracing::warn!("it is left mounted: {error}");
+        }
+        Error::io(format!("cannot serve {}", mountpoint.display()))(source)
+    })
+}
+
+/// Mounts a new connection to the kernel, to be served.
+///
+/// The session does not do this for us, since it would also unmount, once more, when its last
+/// thread ends: by path, and so perhaps a mount that somebody made there in the meantime.
+fn mount(mountpoint: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let connection = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(|errno| {
+        let what = format!("cannot open {DEVICE} (is the kernel module fuse loaded?)");
+        Error::io(what)(errno.into())
+    })?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        connection.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let Ok(options) = CString::new(options) else {
+        unreachable!("numbers contain no zero byte")
+    };
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NOATIME;
+    rustix::mount::mount(
+        "thinpool",
+        mountpoint,
+        "fuse.thinpool",
+        flags,
+        options.as_c_str(),
+    )
+    .map_err(|errno| {
+        Error::io(format!("cannot mount at {}", mountpoint.display()))(errno.into())
+    })?;
+    Ok(connection)
 }
 
 fn config() -> Config {
     let threads = thread::available_parallelism().map_or(THREADS_MIN, NonZero::get);
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName("thinpool".to_owned()),
-        MountOption::Subtype("thinpool".to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::NoExec,
-        MountOption::NoAtime,
-    ];
     config.n_threads = Some(threads.clamp(THREADS_MIN, THREADS_MAX));
     config.clone_fd = true;
     config
@@ -164,17 +207,19 @@ fn usable_mountpoint(mountpoint: &Path) -> Result<PathBuf, Error> {
             .is_some_and(|name| name.starts_with(SESSION_THREAD_PREFIX)),
         "a session thread would wait for itself"
     );
-    let resolve = || mountpoint.canonicalize();
-    let found = match resolve() {
+    // Resolving a path asks a mount nothing, hence does not notice that it is dead.
+    let look = || fs::metadata(mountpoint);
+    let found = match look() {
         Err(error) if is_dead(&error) => {
-            unmount(mountpoint, UnmountFlags::DETACH)?;
-            tracing::info!("{}: cleared a dead mount away", mountpoint.display());
-            resolve()
+            clear_dead_mount(mountpoint)?;
+            look()
         }
         found => found,
     };
-    let path = found.map_err(Error::io(format!("cannot use {}", mountpoint.display())))?;
-    if !path.is_dir() {
+    let failed = || Error::io(format!("cannot use {}", mountpoint.display()));
+    let metadata = found.map_err(failed())?;
+    let path = mountpoint.canonicalize().map_err(failed())?;
+    if !metadata.is_dir() {
         return Err(Error::BadPath {
             path,
             reason: "it is not a directory",
@@ -187,26 +232,29 @@ fn usable_mountpoint(mountpoint: &Path) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
+/// Unmounts what nobody serves any more. Loop devices on its files report errors for good, and
+/// would lose the path by which to find them, so they go first; one that is in use stops it all.
+fn clear_dead_mount(mountpoint: &Path) -> Result<(), Error> {
+    let failed = Error::io(format!("cannot use {}", mountpoint.display()));
+    let path = mountpoint.canonicalize().map_err(failed)?;
+    for (_, file) in holders::loops_on(&path) {
+        if let Some(device) = LoopDevice::find(&file)? {
+            device.detach()?;
+            tracing::info!("{}: detached, its daemon had died", device.path().display());
+        }
+    }
+    unmount(&path, UnmountFlags::DETACH)?;
+    tracing::info!("{}: cleared a dead mount away", path.display());
+    Ok(())
+}
+
 /// Whether a path leads to a FUSE mount that nobody serves any more.
 fn is_dead(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error())
 }
 
-/// Unmounts, through the program that may when we may not.
 fn unmount(mountpoint: &Path, flags: UnmountFlags) -> Result<(), Error> {
-    match rustix::mount::unmount(mountpoint, flags) {
-        Ok(()) => Ok(()),
-        Err(Errno::PERM) => {
-            let mut arguments = vec![Path::new("-u")];
-            if flags.contains(UnmountFlags::DETACH) {
-                arguments.push(Path::new("-z"));
-            }
-            arguments.extend([Path::new("--"), mountpoint]);
-            run(FUSERMOUNT, &arguments).map(drop)
-        }
-        Err(errno) => Err(Error::io(format!(
-            "cannot unmount {}",
-            mountpoint.display()
-        ))(errno.into())),
-    }
+    rustix::mount::unmount(mountpoint, flags).map_err(|errno| {
+        Error::io(format!("cannot unmount {}", mountpoint.display()))(errno.into())
+    })
 }

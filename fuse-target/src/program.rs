@@ -33,10 +33,6 @@ pub(crate) const UMOUNT: Program = Program {
     name: "umount",
     package: "mount (util-linux)",
 };
-pub(crate) const FUSERMOUNT: Program = Program {
-    name: "fusermount3",
-    package: "fuse3",
-};
 
 /// Runs the program to its end and returns what it printed. Blocks; what the program does may end
 /// in requests to this process, so this must not be called on a thread that serves them.
