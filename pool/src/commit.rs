@@ -27,27 +27,28 @@
 //! steps 3 and 4: it takes what step 2 collected.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::chunks::Collected;
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::info::Mode;
-use crate::metadata;
+use crate::metadata::{self, COUNTS_A_BITMAP};
 use crate::pool::Pool;
 use crate::sync::Held;
 use crate::units::ThinId;
 use crate::writer::{Control, Writer};
 
-/// The most changes that may wait for a commit; the request that exceeds it waits for one.
+/// The most changes that may wait for a commit; a write that would exceed it commits first.
 const CHANGES_MAX: u64 = 65_536;
-
-/// The least, with hardly any metadata left.
-const CHANGES_MIN: u64 = 64;
 
 /// Metadata blocks that one change may need: a path in each of the trees, and splits.
 const BLOCKS_A_CHANGE: u64 = 8;
+
+/// Metadata blocks that a commit may need whatever changed: paths of the trees' upper levels, and
+/// what the trees keep back for removals.
+const BLOCKS_A_COMMIT: u64 = 64;
 
 /// A commit that has collected its changes.
 pub(crate) struct Begun<D> {
@@ -59,9 +60,11 @@ pub(crate) struct Begun<D> {
 }
 
 impl<H: Host> Pool<H> {
-    /// Makes everything done so far durable. Cheap when nothing changed.
+    /// Makes everything done so far durable. Cheap when nothing changed. After a failed commit it
+    /// fails too.
     pub async fn commit(self: &Arc<Self>) -> Result<(), Error> {
-        if self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0 {
+        let changed = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0;
+        if changed || self.counters.has_unsynced_writes() || self.commits.has_unfinished() {
             self.commit_through(self.commits.next()).await?;
         }
         self.release_drained().await;
@@ -126,7 +129,7 @@ impl<H: Host> Pool<H> {
         control: Option<Control>,
         publish: impl FnOnce() + Send,
     ) -> Result<Result<(), Error>, Error> {
-        self.data.sync().await.map_err(sync_error)?;
+        self.sync_writes().await?;
         self.counters
             .uncommitted_changes
             .fetch_sub(begun.changes, Ordering::Relaxed);
@@ -165,27 +168,40 @@ impl<H: Host> Pool<H> {
         let tx = writer.metadata.transaction();
         let total = tx.metadata_blocks();
         let free = tx.free_metadata_blocks();
-        let usable = free.saturating_sub(metadata::reserve(total));
-        let changes = (usable / BLOCKS_A_CHANGE).clamp(CHANGES_MIN, CHANGES_MAX);
-        self.metadata_space.total.store(total, Ordering::Relaxed);
-        self.metadata_space.free.store(free, Ordering::Relaxed);
-        self.metadata_space
-            .exhausted
-            .store(usable == 0, Ordering::Relaxed);
-        self.metadata_space
+        // A commit may touch every bitmap of the data store.
+        let bitmaps = tx.disk_blocks() / COUNTS_A_BITMAP;
+        let kept = metadata::reserve(total) + bitmaps + BLOCKS_A_COMMIT;
+        let changes = free.saturating_sub(kept) / BLOCKS_A_CHANGE;
+        let space = &self.metadata_space;
+        space.total.store(total, Ordering::Relaxed);
+        space.free.store(free, Ordering::Relaxed);
+        space
             .changes_max
-            .store(changes, Ordering::Relaxed);
+            .store(changes.min(CHANGES_MAX), Ordering::Relaxed);
     }
 
     /// Refuses what needs new metadata blocks when only the reserve is left.
     pub(crate) fn check_metadata_space(&self) -> Result<(), Error> {
-        if self.metadata_space.exhausted.load(Ordering::Relaxed) {
+        if self.metadata_space.is_exhausted() {
             return Err(Error::OutOfMetadataSpace);
         }
         Ok(())
     }
 
-    /// Bounds the open transaction: with too many changes waiting, waits for a commit.
+    /// Permission to map one more block in the open transaction, whose commit must find room for
+    /// it; none when a commit has to come first.
+    pub(crate) fn permit_change(&self) -> Option<ChangePermit<'_>> {
+        let permit = ChangePermit(&self.counters.permitted_changes);
+        let permitted = self
+            .counters
+            .permitted_changes
+            .fetch_add(1, Ordering::Relaxed);
+        let waiting = self.counters.uncommitted_changes.load(Ordering::Relaxed);
+        let limit = self.metadata_space.changes_max.load(Ordering::Relaxed);
+        (permitted + waiting < limit).then_some(permit)
+    }
+
+    /// Bounds the open transaction after unmapping: with too many changes waiting, commits.
     pub(crate) async fn throttle_changes(self: &Arc<Self>) -> Result<(), Error> {
         let waiting = self.counters.uncommitted_changes.load(Ordering::Relaxed);
         if waiting > self.metadata_space.changes_max.load(Ordering::Relaxed) {
@@ -196,11 +212,21 @@ impl<H: Host> Pool<H> {
 
     /// Syncs the data store alone: nothing was mapped or unmapped.
     pub(crate) async fn sync_data(&self) -> Result<(), Error> {
-        let outcome = self.data.sync().await.map_err(sync_error);
+        let outcome = self.sync_writes().await;
         if let Err(cause) = &outcome {
             self.stop(Mode::ReadOnly, &cause.to_string());
         }
         outcome
+    }
+
+    /// Syncs the data store and notes which writes in place that has covered.
+    async fn sync_writes(&self) -> Result<(), Error> {
+        let covered = self.counters.written_in_place.load(Ordering::SeqCst);
+        self.data.sync().await.map_err(sync_error)?;
+        self.counters
+            .synced_in_place
+            .fetch_max(covered, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Gives blocks whose last reader is gone back to the data store, then to the allocator. No
@@ -298,6 +324,15 @@ impl<H: Host> Pool<H> {
         };
         self.finish_commit(writer, begun, Some(control), publish)
             .await
+    }
+}
+
+/// One change that will be made.
+pub(crate) struct ChangePermit<'a>(&'a AtomicU64);
+
+impl Drop for ChangePermit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

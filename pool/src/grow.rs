@@ -7,15 +7,12 @@ use metadata_btree::BLOCK_SIZE;
 
 use crate::error::Error;
 use crate::host::{DataIo, Host};
-use crate::metadata;
+use crate::metadata::{self, COUNTS_A_BITMAP};
 use crate::pool::Pool;
 use crate::writer::Control;
 
 /// The most metadata blocks the format can count: 255 bitmaps.
 const METADATA_BLOCKS_MAX: u64 = 255 * COUNTS_A_BITMAP;
-
-/// Reference counts in a bitmap block.
-const COUNTS_A_BITMAP: u64 = 16_320;
 
 impl<H: Host> Pool<H> {
     /// Makes the pool use `bytes` of its data store, which must be that large already.

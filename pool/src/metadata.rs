@@ -21,6 +21,9 @@ pub(crate) type Change = (VirtualBlock, Option<Mapping>);
 /// How many virtual blocks one piece of a deletion spans: the work done between two commits.
 const REMOVE_SPAN: u64 = 65_536;
 
+/// Reference counts in a bitmap block.
+pub(crate) const COUNTS_A_BITMAP: u64 = 16_320;
+
 /// The open transaction.
 pub(crate) struct Metadata {
     tx: Transaction,
@@ -156,7 +159,7 @@ impl Metadata {
         self.top_level.insert(&mut self.tx, id.key(), root)?;
         let mut details = self.details_of(origin)?;
         details.snapshotted_time = time;
-        self.details.insert(&mut self.tx, origin.key(), details)?;
+        self.details.replace(&mut self.tx, origin.key(), details)?;
         details.creation_time = time;
         details.transaction_id = self.superblock.transaction_id;
         self.details.insert(&mut self.tx, id.key(), details)?;
@@ -221,17 +224,17 @@ impl Metadata {
         change: impl FnOnce(&mut Transaction, &mut Btree<Mapping>) -> Result<i64, Error>,
     ) -> Result<(), Error> {
         let root = self.root_of(id)?;
-        self.top_level.insert(&mut self.tx, id.key(), root)?;
+        self.top_level.replace(&mut self.tx, id.key(), root)?;
         let mut tree = root.tree();
         let added = change(&mut self.tx, &mut tree)?;
         self.top_level
-            .insert(&mut self.tx, id.key(), DeviceRoot(tree.root()))?;
+            .replace(&mut self.tx, id.key(), DeviceRoot(tree.root()))?;
         let mut details = self.details_of(id)?;
         let Some(mapped) = details.mapped_blocks.checked_add_signed(added) else {
             return Err(miscounted(id, details.mapped_blocks, added));
         };
         details.mapped_blocks = mapped;
-        self.details.insert(&mut self.tx, id.key(), details)?;
+        self.details.replace(&mut self.tx, id.key(), details)?;
         Ok(())
     }
 

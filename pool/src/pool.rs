@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use metadata_btree::{BLOCK_SIZE, BlockStore};
 use parking_lot::{Mutex, RwLock};
@@ -59,10 +59,15 @@ pub(crate) struct Table<D> {
 pub(crate) struct MetadataSpace {
     pub(crate) total: AtomicU64,
     pub(crate) free: AtomicU64,
-    /// Whether only the reserve is left.
-    pub(crate) exhausted: AtomicBool,
     /// How many changes may wait for a commit.
     pub(crate) changes_max: AtomicU64,
+}
+
+impl MetadataSpace {
+    /// Whether only the reserve is left.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.changes_max.load(Ordering::Relaxed) == 0
+    }
 }
 
 /// What happened since the pool was opened.
@@ -73,8 +78,22 @@ pub(crate) struct Counters {
     pub(crate) copied_blocks: AtomicU64,
     /// Changes of mappings that no commit has collected yet.
     pub(crate) uncommitted_changes: AtomicU64,
+    /// Changes of mappings about to be made.
+    pub(crate) permitted_changes: AtomicU64,
     /// Devices being deleted.
     pub(crate) deleting: AtomicU64,
+    /// Writes in place that are not durable by themselves.
+    pub(crate) written_in_place: AtomicU64,
+    /// How many of those were completed before the last sync of the data store.
+    pub(crate) synced_in_place: AtomicU64,
+}
+
+impl Counters {
+    /// Whether writes in place wait for a sync of the data store.
+    pub(crate) fn has_unsynced_writes(&self) -> bool {
+        let synced = self.synced_in_place.load(Ordering::SeqCst);
+        self.written_in_place.load(Ordering::SeqCst) > synced
+    }
 }
 
 /// Whether the pool may change, and be read. It only worsens (invariant 8).
@@ -319,7 +338,7 @@ impl<H: Host> Pool<H> {
         match self.health.level.load(Ordering::Acquire) {
             FAILED => (Mode::Failed, self.health.reason.lock().clone()),
             READ_ONLY => (Mode::ReadOnly, self.health.reason.lock().clone()),
-            _ if self.metadata_space.exhausted.load(Ordering::Relaxed) => (
+            _ if self.metadata_space.is_exhausted() => (
                 Mode::OutOfMetadataSpace,
                 Error::OutOfMetadataSpace.to_string(),
             ),

@@ -302,6 +302,16 @@ impl CommitNumbers {
         assert!(before < number, "commits complete in the order they start");
     }
 
+    /// Whether a commit has begun that is not durable: it is running, or it failed.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        !self.is_complete(self.started.load(Ordering::SeqCst))
+    }
+
+    /// Whether the commit with this number has begun.
+    pub(crate) fn has_started(&self, number: u64) -> bool {
+        self.started.load(Ordering::SeqCst) >= number
+    }
+
     /// Whether the commit with this number is durable.
     pub(crate) fn is_complete(&self, number: u64) -> bool {
         self.completed.load(Ordering::SeqCst) >= number

@@ -29,10 +29,14 @@ impl<H: Host> Pool<H> {
     ) -> Result<(), Error> {
         self.check_readable()?;
         let number = device.durable_with.load(Ordering::SeqCst);
-        if self.commits.is_complete(number) {
-            return self.sync_data().await;
+        // A commit that has begun may have synced the data store already, before what completed
+        // since then in place; one that begins from now on will not.
+        let has_started = self.commits.has_started(number);
+        self.commit_through(number).await?;
+        if has_started {
+            self.sync_data().await?;
         }
-        self.commit_through(number).await
+        Ok(())
     }
 
     /// The chunk with a block's mapping, loaded if need be.

@@ -107,14 +107,15 @@ impl<H: Host> Pool<H> {
             return Ok(true);
         };
         let present = origin.len.saturating_sub(offset).min(buf.len() as u64);
+        if present == 0 {
+            return Ok(true);
+        }
         let (inside, beyond) = buf.split_at_mut(usize_of(present));
         beyond.fill(0);
-        if !inside.is_empty() {
-            let what = format!("reading the external origin of {}", device.name());
-            let failed = |source| Error::Io { what, source };
-            origin.data.read(offset, inside).await.map_err(failed)?;
-        }
-        Ok(present == 0)
+        let what = format!("reading the external origin of {}", device.name());
+        let failed = |source| Error::Io { what, source };
+        origin.data.read(offset, inside).await.map_err(failed)?;
+        Ok(false)
     }
 
     pub(crate) async fn extents(

@@ -66,6 +66,8 @@ impl Payload<'_> {
 enum Stopped {
     /// A commit may bring free blocks.
     NeedsSpace,
+    /// Too much has changed since the last commit.
+    NeedsCommit,
     Failed(Error),
 }
 
@@ -117,11 +119,9 @@ impl<H: Host> Pool<H> {
             match stopped {
                 Ok(()) => {}
                 Err(Stopped::NeedsSpace) => self.make_space().await?,
+                Err(Stopped::NeedsCommit) => self.commit_through(self.commits.next()).await?,
                 Err(Stopped::Failed(cause)) => return Err(cause),
             }
-        }
-        if !in_place {
-            self.throttle_changes().await?;
         }
         // Asked again: the mapping of what was written in place may be new, and not ours.
         if durable && !(alone && in_place && settled()) {
@@ -195,17 +195,21 @@ impl<H: Host> Pool<H> {
         payload: Payload<'_>,
         durable: bool,
     ) -> Result<(), Error> {
+        let is_long = matches!(payload, Payload::Zeros(len) if len > ZERO_WRITE_BYTES_MAX);
         match payload {
             Payload::Bytes(bytes) => self.data.write(at, bytes, durable).await,
-            Payload::Zeros(len) if len <= ZERO_WRITE_BYTES_MAX => {
-                self.data.write(at, &vec![0; usize_of(len)], durable).await
-            }
-            Payload::Zeros(len) => match self.data.zero(at, len).await {
-                Ok(()) if durable => self.data.sync().await,
-                done => done,
-            },
+            Payload::Zeros(len) if is_long => self.data.zero(at, len).await,
+            Payload::Zeros(len) => self.data.write(at, &vec![0; usize_of(len)], durable).await,
         }
-        .map_err(data_error("writing"))
+        .map_err(data_error("writing"))?;
+        if durable && is_long {
+            return self.sync_data().await;
+        }
+        if !durable {
+            let written = &self.counters.written_in_place;
+            written.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// Gives a block that is unmapped or shared a data block of its own, with the payload in it;
@@ -227,6 +231,9 @@ impl<H: Host> Pool<H> {
             return Ok(self.write_in_place(at, payload, false).await?);
         }
         self.check_metadata_space()?;
+        let Some(_permit) = self.permit_change() else {
+            return Err(Stopped::NeedsCommit);
+        };
         let taken = self.allocator.lock().take();
         let Some(block) = taken else {
             return Err(Stopped::NeedsSpace);
