@@ -68,7 +68,7 @@ def small_holes_are_sent_as_data(target):
         reply = read_chunks(client, BASE + BLOCK - 4096, 4096 + 512)
         equal(reply.data, expected[BLOCK - 4096:BLOCK + 512], "data")
         kinds = [kind for kind, _ in reply.chunks]
-        equal(kinds, [CHUNK_DATA], "chunks of a read that ends 512 bytes into a hole")
+        equal(set(kinds), {CHUNK_DATA}, "chunks of a read that ends 512 bytes into a hole")
 
 
 @case((OURS, QEMU))
