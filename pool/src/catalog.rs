@@ -63,6 +63,8 @@ pub(crate) enum Operation {
         uuid: String,
         parent: String,
         size: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        external_origin: Option<PathBuf>,
     },
     /// A name is gone; its device is being deleted.
     Remove { name: DeviceName },
@@ -268,6 +270,7 @@ impl Catalog {
                 uuid,
                 parent,
                 size,
+                external_origin,
             } => {
                 thin_id(*id)?;
                 check_bound(*size)?;
@@ -276,6 +279,7 @@ impl Catalog {
                 entry.uuid.clone_from(uuid);
                 entry.parent = Some(parent.clone());
                 entry.size = *size;
+                entry.external_origin.clone_from(external_origin);
                 self.deleting.insert(old);
             }
             Operation::Remove { name } => {

@@ -183,6 +183,8 @@ impl<H: Host> Pool<H> {
         entry.uuid = identity.uuid;
         entry.size = parent.size;
         entry.parent = Some(parent.uuid.clone());
+        // The snapshot's, which need not be the volume's: the name may have been given anew.
+        entry.external_origin = parent.external_origin;
         let origin = entry.external_origin.as_ref();
         let origin = origin
             .map(|path| open_origin(&*self.host, path))
@@ -193,6 +195,7 @@ impl<H: Host> Pool<H> {
             uuid: entry.uuid.clone(),
             parent: parent.uuid,
             size: entry.size,
+            external_origin: entry.external_origin.clone(),
         };
         let begun = self.begin_commit();
         source.snapshotted_time.store(time, Ordering::Release);

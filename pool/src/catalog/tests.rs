@@ -38,6 +38,7 @@ fn history() -> Vec<Operation> {
             uuid: "u3".into(),
             parent: "uuid-1".into(),
             size: 1 << 20,
+            external_origin: Some("/images/base".into()),
         },
         Operation::Remove { name: name("dev") },
         Operation::Reclaimed { id: 2 },
