@@ -1,0 +1,215 @@
+//! One connection in transmission: the loop of its thread.
+//!
+//! A round takes every request that has arrived, polls each once, sends all replies that are ready
+//! with one call, and receives. While nothing runs and nothing is to be sent, receiving blocks in the
+//! kernel, which costs one system call a round; otherwise the thread sleeps until the socket has
+//! news or a task is woken.
+//!
+//! A client that does not take its replies is not read from; its tasks go on. A client that is gone
+//! gets no replies, but what it had sent completely is carried out.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pool::{Host, ThinDevice};
+use reactor::{Executor, Interest, block_on};
+use rustix::io::Errno as OsErrno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use crate::budget::{Budget, IN_FLIGHT_MAX, SharedBudget};
+use crate::command::Refusal;
+use crate::handshake::Agreement;
+use crate::intake::{Intake, Next};
+use crate::outbox::SLICES_MAX;
+use crate::transmission::{Incoming, Session};
+use crate::wire::{Errno, Request};
+
+/// How long a client may leave replies untaken before the connection ends.
+const SEND_TIMEOUT: Duration = Duration::from_secs(300);
+/// How often a connection asks again for memory that others use.
+const BUDGET_RETRY: Duration = Duration::from_millis(10);
+
+/// What a thread needs to serve a connection.
+pub(crate) struct Parts<H: Host> {
+    pub(crate) socket: Arc<OwnedFd>,
+    /// What was received behind the handshake.
+    pub(crate) received: Vec<u8>,
+    pub(crate) agreement: Agreement<ThinDevice<H>>,
+    pub(crate) budget: Arc<SharedBudget>,
+    pub(crate) stopping: Arc<AtomicBool>,
+}
+
+/// Serves a connection until it is over and every request has finished.
+pub(crate) fn serve<H: Host>(parts: Parts<H>) -> io::Result<()> {
+    let session = Rc::new(Session::new(parts.agreement));
+    let connection = Connection {
+        executor: Executor::new()?,
+        serve: |session: Rc<Session<H>>, incoming| async move { session.serve(incoming).await },
+        intake: Intake::new(&parts.received),
+        budget: Budget::new(parts.budget),
+        session: Rc::clone(&session),
+        socket: parts.socket,
+        stopping: Arc::clone(&parts.stopping),
+        intake_state: Intaking::Waiting,
+        last_sent: Instant::now(),
+    };
+    connection.run()?;
+    if parts.stopping.load(Ordering::Acquire) {
+        if let Err(cause) = block_on(session.device().flush()) {
+            tracing::warn!(%cause, "flushing at the end of a connection failed");
+        }
+    }
+    Ok(())
+}
+
+/// Why no more requests were taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Intaking {
+    /// More bytes are needed.
+    Waiting,
+    /// A limit is reached.
+    NoRoom,
+    /// No request will follow.
+    Over,
+}
+
+/// `S` makes a task of a request; the type of that task, `F`, has no name.
+struct Connection<H: Host, S, F> {
+    executor: Executor<F>,
+    serve: S,
+    intake: Intake,
+    budget: Budget,
+    session: Rc<Session<H>>,
+    socket: Arc<OwnedFd>,
+    stopping: Arc<AtomicBool>,
+    intake_state: Intaking,
+    /// When the client last took a byte, or had none to take.
+    last_sent: Instant,
+}
+
+impl<H, S, F> Connection<H, S, F>
+where
+    H: Host,
+    S: Fn(Rc<Session<H>>, Incoming) -> F,
+    F: Future<Output = ()>,
+{
+    fn run(mut self) -> io::Result<()> {
+        loop {
+            self.take_requests();
+            self.executor.run_ready();
+            self.send();
+            let idle = self.executor.is_empty() && self.session.outbox.borrow().is_empty();
+            match (idle, self.intake_state) {
+                (true, Intaking::Over) => return Ok(()),
+                (true, Intaking::Waiting) => self.intake.receive(self.socket.as_fd(), true),
+                _ => self.wait()?,
+            }
+        }
+    }
+
+    /// Takes what has arrived, as far as limits allow, and polls each request once.
+    fn take_requests(&mut self) {
+        let now = Instant::now();
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        loop {
+            let in_flight = self.executor.len() + self.session.outbox.borrow().len();
+            let (session, budget) = (&self.session, &mut self.budget);
+            let admit = |request: &Request| {
+                let cost = session.cost(request);
+                (in_flight < IN_FLIGHT_MAX && budget.take(cost)).then_some(cost)
+            };
+            let next = self.intake.next(&mut session.buffers.borrow_mut(), admit);
+            self.intake_state = match next {
+                Next::Request(taken) => {
+                    let shutdown = || Refusal::new(Errno::Shutdown, "the server is shutting down");
+                    let incoming = Incoming {
+                        request: taken.request,
+                        payload: taken.payload,
+                        cost: taken.cost,
+                        refusal: taken.refusal.or_else(|| stopping.then(shutdown)),
+                        begun: now,
+                    };
+                    self.executor
+                        .spawn((self.serve)(Rc::clone(&self.session), incoming));
+                    continue;
+                }
+                Next::Incomplete => Intaking::Waiting,
+                Next::NoRoom => Intaking::NoRoom,
+                Next::Over => Intaking::Over,
+            };
+            return;
+        }
+    }
+
+    /// Sends until everything is out or the client takes no more for now.
+    fn send(&mut self) {
+        let mut outbox = self.session.outbox.borrow_mut();
+        let mut buffers = self.session.buffers.borrow_mut();
+        if outbox.is_empty() {
+            self.last_sent = Instant::now();
+        }
+        while !outbox.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let used = outbox.gather(&mut slices);
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let mut control = SendAncillaryBuffer::default();
+            match sendmsg(&self.socket, &slices[..used], &mut control, flags) {
+                Ok(count) => {
+                    outbox.advance(count, &mut buffers);
+                    self.last_sent = Instant::now();
+                }
+                Err(OsErrno::INTR) => {}
+                Err(OsErrno::AGAIN) => break,
+                Err(cause) => {
+                    tracing::debug!(%cause, "the client takes no more replies");
+                    self.session.deaf.set(true);
+                    outbox.clear(&mut buffers);
+                }
+            }
+        }
+        self.budget.give_back(outbox.collect_released());
+    }
+
+    /// Sleeps until a task is woken or the socket has news, and receives if there is need.
+    fn wait(&mut self) -> io::Result<()> {
+        let sending = !self.session.outbox.borrow().is_empty();
+        let receiving = !sending && self.intake_state == Intaking::Waiting;
+        let timeout = if sending {
+            let left = SEND_TIMEOUT.saturating_sub(self.last_sent.elapsed());
+            if left.is_zero() {
+                tracing::info!("a client has not taken its replies for five minutes");
+                self.abandon();
+                return Ok(());
+            }
+            Some(left)
+        } else {
+            // With requests of its own in flight, memory comes back when they finish; but others
+            // may be the ones to wait for.
+            (self.intake_state == Intaking::NoRoom).then_some(BUDGET_RETRY)
+        };
+        let interest = Interest {
+            readable: receiving,
+            writable: sending,
+        };
+        let socket = (sending || receiving).then(|| (self.socket.as_fd(), interest));
+        let news = self.executor.wait(socket, timeout)?;
+        if receiving && news.readable {
+            self.intake.receive(self.socket.as_fd(), false);
+        }
+        Ok(())
+    }
+
+    /// Gives the client up; its running requests finish.
+    fn abandon(&mut self) {
+        self.session.deaf.set(true);
+        self.session
+            .outbox
+            .borrow_mut()
+            .clear(&mut self.session.buffers.borrow_mut());
+        self.intake.stop();
+    }
+}

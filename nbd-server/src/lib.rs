@@ -1,0 +1,31 @@
+//! Thin devices as NBD exports.
+//!
+//! A [`Server`] listens on a Unix socket or a loopback address and serves whatever [`Exports`] names:
+//! fixed newstyle negotiation, structured replies with holes, the contexts `base:allocation` and
+//! `qemu:allocation-depth`, and any number of connections to one export.
+//!
+//! One thread accepts and does the handshakes. Afterwards a connection has a thread of its own, on
+//! which its requests run from the first byte to the last. `wire.rs`, `handshake.rs`, `command.rs`
+//! and `sparse.rs` are pure: bytes or values in, bytes or values out.
+//!
+//! Nothing a client sends is trusted. Every length is bounded before memory is taken for it, and the
+//! limits are where they are enforced: `handshake.rs`, `intake.rs`, `budget.rs`, [`Limits`].
+
+mod budget;
+mod buffer;
+mod command;
+mod connection;
+mod context;
+mod error;
+mod handshake;
+mod intake;
+mod listen;
+mod outbox;
+mod server;
+mod sparse;
+mod transmission;
+mod wire;
+
+pub use error::Error;
+pub use listen::Listen;
+pub use server::{Config, Exports, Limits, Server};
