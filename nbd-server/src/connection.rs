@@ -58,10 +58,10 @@ pub(crate) fn serve<H: Host>(parts: Parts<H>) -> io::Result<()> {
         last_sent: Instant::now(),
     };
     connection.run()?;
-    if parts.stopping.load(Ordering::Acquire) {
-        if let Err(cause) = block_on(session.device().flush()) {
-            tracing::warn!(%cause, "flushing at the end of a connection failed");
-        }
+    if parts.stopping.load(Ordering::Acquire)
+        && let Err(cause) = block_on(session.device().flush())
+    {
+        tracing::warn!(%cause, "flushing at the end of a connection failed");
     }
     Ok(())
 }

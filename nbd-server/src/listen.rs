@@ -111,10 +111,9 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            if let Err(cause) = fs::remove_file(&self.path) {
-                tracing::warn!(path = %self.path.display(), %cause, "the socket was not removed");
-            }
+        let ours = identity(&self.path).is_ok_and(|now| now == self.identity);
+        if ours && let Err(cause) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %cause, "the socket was not removed");
         }
     }
 }

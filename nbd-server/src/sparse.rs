@@ -83,7 +83,7 @@ fn fragments(mut buffer: Buffer, cookie: u64, offset: u64) -> Body {
     let mut parts: Vec<Range<usize>> = Vec::with_capacity(holes.len() + 1);
     // Where the data behind the last hole begins, and where the bytes to send for it do.
     let (mut data, mut begin) = (0, HEADROOM - DATA_HEADER_LEN);
-    for hole in holes.iter().cloned().chain([len..len]) {
+    for hole in holes.iter().cloned().chain(std::iter::once(len..len)) {
         if data < hole.start {
             let header = wire::data_header(
                 cookie,

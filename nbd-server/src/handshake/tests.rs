@@ -24,11 +24,7 @@ impl Directory for Names {
             read_only,
             block_size: 65536,
         };
-        Ok(self
-            .names
-            .iter()
-            .any(|known| *known == name)
-            .then(|| (facts, name.to_owned())))
+        Ok(self.names.contains(&name).then(|| (facts, name.to_owned())))
     }
 
     fn is_stopping(&self) -> bool {

@@ -80,7 +80,7 @@ fn understand(mut reply: &[u8], offset: u64, len: usize) -> (Vec<u8>, usize, usi
         for border in [begin, begin + content.len()] {
             let inner = border != 0 && border != len;
             assert!(
-                !inner || (offset + border as u64) % 512 == 0,
+                !inner || (offset + border as u64).is_multiple_of(512),
                 "border at {border}"
             );
         }
@@ -138,7 +138,7 @@ fn short_holes_are_data() {
 fn chunk_borders_are_aligned() {
     // An external origin may end anywhere.
     check(&[(5000, false), (9000, true), (5000, false)], 3, (2, 1));
-    check(&[(5000, false), (4500, true), (5000, false)], 3, (1, 0));
+    check(&[(5000, false), (4200, true), (5000, false)], 3, (1, 0));
 }
 
 #[test]
