@@ -2,6 +2,7 @@
 
 pub mod driver;
 pub mod executor;
+pub mod history;
 pub mod image;
 pub mod model;
 pub mod ops;

@@ -155,8 +155,40 @@ impl Driver {
             }
             return;
         }
+        let plan = self.machine.power.suspend();
         self.compare_outcome(op, expected, outcome);
         self.after_success_or_refusal(op, expected);
+        self.machine.power.resume(plan);
+    }
+
+    /// As [`Driver::step`] while I/O may fail. Whether the pool can go on: not after an operation
+    /// that failed without having been foretold.
+    ///
+    /// # Panics
+    /// When pool and model disagree.
+    pub fn step_with_faults(&mut self, op: &Op) -> bool {
+        self.number += 1;
+        self.tally.operations += 1;
+        self.history.push(format!("{}: {op:?}", self.number));
+        let before = op.is_control().then(|| self.model.clone());
+        let expected = self.model.apply(op, self.number);
+        let outcome = block_on(self.perform(op));
+        let plan = self.machine.power.suspend();
+        if let Err(cause) = &outcome
+            && expected != Err(cause.kind())
+        {
+            assert!(self.machine.power.fault_hit(), "{op:?} failed without a fault: {cause}");
+            self.alternative = before;
+            self.history.push(format!("failed: {cause}"));
+            return false;
+        }
+        self.compare_outcome(op, expected, outcome);
+        if expected.is_ok() {
+            self.model.settle(op);
+        }
+        self.verify_touched(op);
+        self.machine.power.resume(plan);
+        true
     }
 
     fn compare_outcome(
@@ -211,6 +243,9 @@ impl Driver {
             device.open_count = 0;
         }
         let closed = block_on(self.pool().close());
+        if self.machine.power.is_off() {
+            return;
+        }
         assert!(closed.is_ok(), "closing failed: {closed:?}");
         self.pool = None;
         self.model.settle(&Op::Reopen);
@@ -231,6 +266,12 @@ impl Driver {
         }
         self.tally.cuts += 1;
         self.machine = self.machine.after_cut(shape, &mut self.prng);
+        if self.prng.chance(20) {
+            // Opening changes little, and may be interrupted as well.
+            self.machine.power.cut_at(Some(0));
+            drop(self.machine.open());
+            self.machine = self.machine.after_cut(shape, &mut self.prng);
+        }
         self.open_again(false);
     }
 

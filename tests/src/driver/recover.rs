@@ -17,8 +17,10 @@ impl Driver {
         let before = self.machine.metadata.image();
         let pool = match self.machine.open() {
             Ok(pool) => pool,
+            Err(_) if self.machine.power.is_off() => return,
             Err(cause) => panic!("the pool does not open: {cause}"),
         };
+        let plan = self.machine.power.suspend();
         let needs_check = pool.status().needs_check;
         assert!(!needs_check, "needs_check after opening");
         self.pool = Some(pool);
@@ -29,6 +31,7 @@ impl Driver {
             self.adopt(&dumped);
             self.verify_everything();
         }
+        self.machine.power.resume(plan);
     }
 
     fn adopt(&mut self, dumped: &BTreeMap<u32, Dumped>) {

@@ -136,7 +136,7 @@ impl Model {
             let boundary = size.div_ceil(BLOCK);
             let end = device.size.min(boundary * BLOCK);
             let has_tail = device.mappings.contains_key(&(boundary - 1));
-            if has_tail && size < end {
+            if (has_tail || device.has_origin) && size < end {
                 self.zero_mapped(name, size..end, false)?;
             }
             let device = self.device_mut(name)?;

@@ -38,6 +38,13 @@ impl SimDisk {
         self.image.lock().grow(bytes);
     }
 
+    /// How much of a request its first step does: up to a boundary between sectors.
+    fn half_way(&self, at: u64, len: u64) -> u64 {
+        let sectors = self.power.up_to(len / SECTOR);
+        let boundary = (at / SECTOR + sectors) * SECTOR;
+        boundary.saturating_sub(at).min(len)
+    }
+
     async fn change(&self, at: u64, buf: &[u8], is_forced: bool) -> io::Result<()> {
         assert!(
             at + buf.len() as u64 <= self.image.lock().len(),
@@ -46,7 +53,7 @@ impl SimDisk {
         );
         self.power.pause().await;
         // Two steps, so that others see it half done.
-        let half = self.power.up_to(buf.len() as u64 / SECTOR) * SECTOR;
+        let half = self.half_way(at, buf.len() as u64);
         let (first, second) = buf.split_at(to_usize(half));
         let verdict = self.power.begin(Io::DataWrite);
         self.image.lock().write(at, first, is_forced && matches!(verdict, Verdict::Go));
@@ -71,7 +78,7 @@ impl DataIo for SimDisk {
             "{} bytes at {at} lie beyond the data store",
             buf.len()
         );
-        let half = self.power.up_to(buf.len() as u64 / SECTOR) * SECTOR;
+        let half = self.half_way(at, buf.len() as u64);
         let (first, second) = buf.split_at_mut(to_usize(half));
         self.image.lock().read(at, first);
         self.power.pause().await;

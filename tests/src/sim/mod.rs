@@ -23,7 +23,7 @@ pub use disk::{SimDisk, SimMetadata};
 pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
 pub(crate) use image::to_usize;
 pub use image::{Image, Shape};
-pub use power::{Fault, FaultKind, Io, Power};
+pub use power::{Fault, FaultKind, Io, Plan, Power};
 
 use std::sync::Arc;
 

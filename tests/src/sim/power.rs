@@ -75,6 +75,13 @@ struct State {
     pauses: u64,
 }
 
+/// A cut and a failure that are to come.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    cut_at: Option<u64>,
+    fault: Option<Fault>,
+}
+
 /// What the stores of a machine share.
 pub struct Power(Mutex<State>);
 
@@ -121,6 +128,22 @@ impl Power {
         let mut state = self.0.lock();
         state.fault = fault;
         state.fault_hit = false;
+    }
+
+    /// Takes off what is arranged, so that a check can be made undisturbed.
+    pub fn suspend(&self) -> Plan {
+        let mut state = self.0.lock();
+        Plan {
+            cut_at: state.cut_at.take(),
+            fault: state.fault.take(),
+        }
+    }
+
+    /// Arranges again what was taken off.
+    pub fn resume(&self, plan: Plan) {
+        let mut state = self.0.lock();
+        state.cut_at = plan.cut_at;
+        state.fault = plan.fault;
     }
 
     /// Whether the arranged failure has happened.
