@@ -153,10 +153,11 @@ async fn call(State(service): State<Arc<PoolService>>, Json(call): Json<Call>) -
             Call::List | Call::Info { .. } | Call::Status | Call::Usage | Call::Check
         );
         if is_change {
-            tracing::info!("{}: {call:?}", service.dir.path.display());
+            let call = serde_json::to_string(&call).unwrap_or_default();
+            tracing::info!("{}: {call}", service.dir.path.display());
         }
         let result = execute(&service, call, &progress).await;
-        let result = result.map(|reply| with_pid(reply));
+        let result = result.map(with_pid);
         send_result(&sender, result).await;
     })
 }

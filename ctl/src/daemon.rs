@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::control::ControlSocket;
-use crate::exports::PoolExports;
+use crate::exports::{PoolExports, address_of, start_server};
 use crate::metrics::MetricsServer;
 use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
 use crate::protocol::{CallError, CallErrorKind};
@@ -278,12 +278,12 @@ fn start_nbd(
     let named = pools
         .iter()
         .map(|service| (service.dir.label(), Arc::clone(&service.pool)));
-    let exports = Arc::new(PoolExports::new(named.collect()));
+    let exports = PoolExports::new(named.collect());
     let mut servers = Vec::new();
     let mut started = Vec::new();
     for address in addresses {
-        let server = crate::exports::start_server(address, Arc::clone(&exports))?;
-        started.push(server.address().to_string());
+        let server = start_server(address, exports.clone())?;
+        started.push(address_of(&server).to_string());
         servers.push(server);
     }
     Ok((servers, started))

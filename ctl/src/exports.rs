@@ -5,23 +5,26 @@
 
 use std::sync::Arc;
 
-use nbd_server::{Config, Exports, Listen, Server};
+use nbd_server::{Config, Exports, Limits, Listen, Server};
 use pool::{DeviceName, Error, ThinDevice};
 use reactor::FileHost;
 
-use crate::protocol::CallError;
+use crate::protocol::{CallError, CallErrorKind};
 use crate::serve_args::NbdAddress;
 use crate::service::FilePool;
 
 /// The pools whose devices are exported, by the names of their directories.
+#[derive(Clone)]
 pub struct PoolExports {
-    pools: Vec<(String, Arc<FilePool>)>,
+    pools: Arc<Vec<(String, Arc<FilePool>)>>,
 }
 
 impl PoolExports {
     /// Exports all devices of these pools.
     pub fn new(pools: Vec<(String, Arc<FilePool>)>) -> Self {
-        PoolExports { pools }
+        PoolExports {
+            pools: Arc::new(pools),
+        }
     }
 
     /// The pool and the device that `name` means, or none.
@@ -83,11 +86,35 @@ impl Exports for PoolExports {
 ///
 /// # Errors
 /// What stopped it: the address is taken, or is none to be served.
-pub fn start_server(address: &NbdAddress, exports: Arc<PoolExports>) -> Result<Server, CallError> {
+pub fn start_server(address: &NbdAddress, exports: PoolExports) -> Result<Server, CallError> {
     let listen = match address {
         NbdAddress::Unix(path) => Listen::Unix(path.clone()),
         NbdAddress::Tcp(address) => Listen::Tcp(*address),
     };
-    Server::start(Config { listen }, exports)
-        .map_err(|cause| CallError::io(format!("nbd: {address}"), &cause))
+    Server::start(
+        Config {
+            listen,
+            limits: Limits::default(),
+        },
+        exports,
+    )
+    .map_err(|cause| {
+        let kind = match &cause {
+            nbd_server::Error::NotLoopback(_) | nbd_server::Error::NotASocket(_) => {
+                CallErrorKind::Invalid
+            }
+            nbd_server::Error::InUse(_) => CallErrorKind::Busy,
+            nbd_server::Error::Io { source, .. } => CallError::io("", source).kind,
+            _ => CallErrorKind::Other,
+        };
+        CallError::new(kind, format!("nbd: {address}: {cause}"))
+    })
+}
+
+/// Where a server listens, with the port that was chosen.
+pub fn address_of(server: &Server) -> NbdAddress {
+    match server.address() {
+        Listen::Unix(path) => NbdAddress::Unix(path.clone()),
+        Listen::Tcp(address) => NbdAddress::Tcp(*address),
+    }
 }

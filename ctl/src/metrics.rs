@@ -96,7 +96,7 @@ fn families(pools: &[Arc<PoolService>]) -> Vec<MetricFamily> {
                 info.mapped_bytes,
             );
             out.gauge(
-                "thinpool_device_open_count",
+                "thinpool_device_openings",
                 "Exports, connections and attachments that have the volume or snapshot open.",
                 &labels,
                 info.open_count,
@@ -110,7 +110,41 @@ fn families(pools: &[Arc<PoolService>]) -> Vec<MetricFamily> {
 }
 
 fn pool_metrics(out: &mut Families, pool: &Labels, status: &Status) {
+    for (name, help, value) in pool_gauges(status) {
+        out.gauge(name, help, pool, value);
+    }
+    for (mode, name) in MODES {
+        out.gauge(
+            "thinpool_mode",
+            "The mode the pool is in: 1 for that mode, 0 for the others.",
+            &pool.with("mode", name.to_owned()),
+            u64::from(status.mode == mode),
+        );
+    }
     for (name, help, value) in [
+        (
+            "thinpool_commits_total",
+            "Commits since the pool was opened.",
+            status.commits,
+        ),
+        (
+            "thinpool_provisioned_blocks_total",
+            "Data blocks given to writes of unmapped ranges since the pool was opened.",
+            status.provisioned_blocks,
+        ),
+        (
+            "thinpool_copied_blocks_total",
+            "Data blocks given to writes of shared ranges since the pool was opened.",
+            status.copied_blocks,
+        ),
+    ] {
+        out.counter(name, help, pool, value);
+    }
+}
+
+/// Name, help and value of what can go up and down.
+fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 10] {
+    [
         (
             "thinpool_block_size_bytes",
             "Size of a data block.",
@@ -157,36 +191,7 @@ fn pool_metrics(out: &mut Families, pool: &Labels, status: &Status) {
             "Deleted devices whose blocks are being given back.",
             status.deleting,
         ),
-    ] {
-        out.gauge(name, help, pool, value);
-    }
-    for (mode, name) in MODES {
-        out.gauge(
-            "thinpool_mode",
-            "The mode the pool is in: 1 for that mode, 0 for the others.",
-            &pool.with("mode", name.to_owned()),
-            u64::from(status.mode == mode),
-        );
-    }
-    for (name, help, value) in [
-        (
-            "thinpool_commits_total",
-            "Commits since the pool was opened.",
-            status.commits,
-        ),
-        (
-            "thinpool_provisioned_blocks_total",
-            "Data blocks given to writes of unmapped ranges since the pool was opened.",
-            status.provisioned_blocks,
-        ),
-        (
-            "thinpool_copied_blocks_total",
-            "Data blocks given to writes of shared ranges since the pool was opened.",
-            status.copied_blocks,
-        ),
-    ] {
-        out.counter(name, help, pool, value);
-    }
+    ]
 }
 
 fn device_metrics(out: &mut Families, device: &Labels, stats: &DeviceStats) {

@@ -333,7 +333,7 @@ impl CallError {
         let kind = match cause.kind() {
             io::ErrorKind::NotFound => CallErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => CallErrorKind::Exists,
-            io::ErrorKind::ResourceBusy => CallErrorKind::Busy,
+            io::ErrorKind::ResourceBusy | io::ErrorKind::AddrInUse => CallErrorKind::Busy,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CallErrorKind::NoSpace,
             io::ErrorKind::ReadOnlyFilesystem => CallErrorKind::ReadOnly,
             _ => CallErrorKind::Io,

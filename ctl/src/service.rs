@@ -46,7 +46,13 @@ impl PoolService {
         } else {
             Access::Write
         };
-        Self::open_for(dir, access)
+        match Self::open_for(dir.clone(), access) {
+            // The file system is: the pool on it can still be read.
+            Err(error) if error.kind == CallErrorKind::ReadOnly => {
+                Self::open_for(dir, Access::Read)
+            }
+            opened => opened,
+        }
     }
 
     /// Opens a pool for reading only, together with other readers.

@@ -186,7 +186,6 @@ async fn write_pieces(
 
 /// How much standard input holds, if that is known, and a stream of its pieces, each but the last
 /// of full length. It is read by a thread of its own, as reading may wait for ever.
-#[expect(clippy::type_complexity, reason = "two values of plain types")]
 fn standard_input() -> Result<(Option<u64>, mpsc::Receiver<io::Result<Bytes>>), CallError> {
     let open = || -> io::Result<(File, Option<u64>)> {
         let mut file = File::from(io::stdin().as_fd().try_clone_to_owned()?);

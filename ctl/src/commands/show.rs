@@ -12,6 +12,9 @@ use crate::protocol::{Call, CallError, PoolInfo, Reply, UsageReport};
 use crate::size::format_size;
 use crate::table::{Align, pairs, render};
 
+/// How to open a pool to see what may be written: to one who only reads, everything is read only.
+const ALONE: Access = Access::Write;
+
 pub(super) async fn list(context: &Context, pool: &str) -> Result<(), CallError> {
     context
         .output
@@ -39,7 +42,7 @@ pub(super) async fn list(context: &Context, pool: &str) -> Result<(), CallError>
 }
 
 async fn devices(context: &Context, pool: &str) -> Result<Vec<DeviceInfo>, CallError> {
-    match context.call(pool, Access::Read, Call::List).await? {
+    match context.call(pool, ALONE, Call::List).await? {
         Reply::Devices(devices) => Ok(devices),
         other => Err(unexpected(&other)),
     }
@@ -69,8 +72,7 @@ pub(super) async fn info(context: &Context, what: &str) -> Result<(), CallError>
         Err(reason) if !names_pool(what) && parent_is_pool(what) => {
             Err(CallError::invalid(format!("{what}: {reason}")))
         }
-        // Alone, because the mode is to be the true one and not that of a reader.
-        _ => match context.call(what, Access::Write, Call::Status).await? {
+        _ => match context.call(what, ALONE, Call::Status).await? {
             Reply::Pool(info) => context.output.print(&info, describe_pool),
             other => Err(unexpected(&other)),
         },
@@ -86,7 +88,7 @@ async fn device_info(context: &Context, device: &DeviceArg) -> Result<(), CallEr
     let call = Call::Info {
         name: device.name.clone(),
     };
-    match context.call(&device.pool, Access::Read, call).await? {
+    match context.call(&device.pool, ALONE, call).await? {
         Reply::Device(info) => context.output.print(&info, describe_device),
         other => Err(unexpected(&other)),
     }

@@ -1,0 +1,195 @@
+//! Local block devices.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::bench::{Bench, can_attach, has_program, noise};
+
+/// Takes away what a failed test may leave attached or mounted below its directory.
+struct Cleanup<'a>(&'a Bench);
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        let root = self.0.path("").to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for mount in mounts.lines().rev() {
+            let mountpoint = mount.split(' ').nth(1).unwrap_or_default();
+            if mountpoint.starts_with(&root) && !mountpoint.ends_with("/fuse") {
+                let _ = Command::new("umount").arg(mountpoint).status();
+            }
+        }
+        for volume in ["p/vol", "p/c1", "p/vol@s"] {
+            self.0.thinctl(&["detach", volume]);
+        }
+    }
+}
+
+#[test]
+fn a_volume_becomes_a_block_device() {
+    if !can_attach() {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    bench.ok(&["create", "p/vol", "--size", "8M"]);
+    bench.write(&["p/vol"], &noise(1 << 20, 1));
+    bench.ok(&["create-snap", "p/vol@s"]);
+    let daemon = bench.serve(&["p"]);
+    let attached = bench.json(&["attach", "p/vol", "--fuse"]);
+    for key in [
+        "device",
+        "transport",
+        "file",
+        "mountpoint",
+        "read_only",
+        "direct_io",
+    ] {
+        assert!(attached.get(key).is_some(), "{key}: {attached}");
+    }
+    assert_eq!(
+        (
+            attached["transport"].as_str(),
+            attached["read_only"].as_bool()
+        ),
+        (Some("fuse"), Some(false))
+    );
+    let device = attached["device"].as_str().unwrap();
+    assert_eq!(fs::read(device).unwrap()[..1 << 20], noise(1 << 20, 1));
+    bench.refused(&["attach", "p/vol"], 4, "already attached as /dev/loop");
+    bench.refused(&["rm", "p/vol"], 5, "in use");
+    bench.refused(&["rollback", "p/vol@s"], 5, "in use");
+    let snapshot = bench.json(&["attach", "p/vol@s"]);
+    assert_eq!(snapshot["read_only"], true);
+    assert!(fs::write(snapshot["device"].as_str().unwrap(), b"x").is_err());
+    bench.ok(&["detach", snapshot["device"].as_str().unwrap()]);
+    let held = fs::File::open(device).unwrap();
+    bench.refused(&["detach", "p/vol"], 5, "busy");
+    drop(held);
+    bench.ok(&["detach", "p/vol"]);
+    bench.refused(&["detach", "p/vol"], 3, "not attached");
+    bench.ok(&["rm", "p/vol", "p/vol@s"]);
+    daemon.stop();
+    bench.check_clean("p");
+}
+
+#[test]
+fn without_a_daemon_one_is_started_and_ends_by_itself() {
+    if !can_attach() || !has_program("mkfs.ext4") {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    for mountpoint in ["m1", "m2"] {
+        fs::create_dir(bench.path(mountpoint)).unwrap();
+    }
+    bench.ok(&["create", "p/vol", "--size", "32M"]);
+    let attached = bench.json(&["attach", "p/vol"]);
+    let device = attached["device"].as_str().unwrap();
+    assert!(
+        Command::new("mkfs.ext4")
+            .args(["-q", device])
+            .status()
+            .unwrap()
+            .success()
+    );
+    bench.ok(&["detach", device]);
+    assert!(!bench.path("p/control.sock").exists());
+    bench.check_clean("p");
+    let mounted = bench.json(&["attach", "p/vol", "--mount", "m1"]);
+    assert_eq!(
+        mounted["mountpoint"],
+        bench.path("m1").canonicalize().unwrap().to_str().unwrap()
+    );
+    fs::write(bench.path("m1/file"), noise(1 << 20, 5)).unwrap();
+    fs::File::open(bench.path("m1/file"))
+        .unwrap()
+        .sync_all()
+        .unwrap();
+    bench.ok(&["create-snap", "p/vol@s"]);
+    bench.ok(&["clone", "p/vol@s", "p/c1"]);
+    bench.ok(&["attach", "p/c1", "--mount", "m2"]);
+    assert!(fs::read(bench.path("m2/file")).unwrap() == noise(1 << 20, 5));
+    fs::write(bench.path("m2/file"), b"other").unwrap();
+    assert!(fs::read(bench.path("m1/file")).unwrap() == noise(1 << 20, 5));
+    let busy = fs::File::open(bench.path("m2/file")).unwrap();
+    bench.refused(&["detach", "p/c1"], 5, "busy");
+    assert_eq!(fs::read(bench.path("m2/file")).unwrap(), b"other");
+    drop(busy);
+    bench.ok(&["detach", "p/c1"]);
+    bench.ok(&["detach", "p/vol"]);
+    assert!(!bench.path("p/control.sock").exists());
+    bench.check_clean("p");
+}
+
+#[test]
+fn attaching_what_cannot_be_leaves_no_daemon() {
+    let bench = Bench::with_pool();
+    bench.refused(&["attach", "p/none"], 3, "no such volume");
+    bench.refused(&["attach", "p/none", "--mount", "nowhere"], 3, "nowhere");
+    if can_attach() {
+        bench.ok(&["create", "p/vol", "--size", "1M"]);
+        fs::create_dir(bench.path("m")).unwrap();
+        // There is no file system on it.
+        let outcome = bench.thinctl(&["attach", "p/vol", "--mount", "m"]);
+        assert_eq!(
+            (outcome.code, outcome.stderr.lines().count()),
+            (1, 1),
+            "{}",
+            outcome.stderr
+        );
+    }
+    let metadata = fs::File::open(bench.path("p/metadata")).unwrap();
+    // Ending takes it a moment.
+    rustix::fs::flock(&metadata, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(!bench.path("p/control.sock").exists());
+}
+
+#[test]
+fn a_daemon_that_died_attached_is_replaced() {
+    if !can_attach() {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    bench.ok(&["create", "p/vol", "--size", "8M"]);
+    let daemon = bench.serve(&["p"]);
+    bench.write(&["p/vol"], &noise(1 << 20, 1));
+    let first = bench.json(&["attach", "p/vol"]);
+    daemon.end(Signal::KILL);
+    let daemon = bench.serve(&["p"]);
+    let second = bench.json(&["attach", "p/vol"]);
+    let device = second["device"].as_str().unwrap();
+    assert_eq!(fs::read(device).unwrap()[..1 << 20], noise(1 << 20, 1));
+    let backing = |device: &str| {
+        let name = Path::new(device).file_name().unwrap();
+        fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file"))
+            .unwrap_or_default()
+    };
+    let first = first["device"].as_str().unwrap();
+    assert!(first == device || !backing(first).contains(bench.path("run").to_str().unwrap()));
+    bench.ok(&["detach", "p/vol"]);
+    daemon.stop();
+    bench.check_clean("p");
+}
+
+#[test]
+fn ending_the_daemon_detaches() {
+    if !can_attach() {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    bench.ok(&["create", "p/vol", "--size", "8M"]);
+    let daemon = bench.serve(&["p"]);
+    bench.ok(&["attach", "p/vol"]);
+    daemon.stop();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(
+        !mounts.contains(bench.path("run").to_str().unwrap()),
+        "{mounts}"
+    );
+    bench.check_clean("p");
+}

@@ -1,0 +1,8 @@
+//! The real binaries, as users run them.
+
+mod attach;
+mod bench;
+mod daemon;
+mod lifecycle;
+mod refusals;
+mod stores;
