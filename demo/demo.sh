@@ -103,9 +103,7 @@ attach() {
 }
 
 used_bytes() {
-    # A pool that was just written to has its last commit within a second; du makes one.
-    "$THINCTL" du "$pool" --json | jq '[.. | objects | select(has("used_bytes")) | .used_bytes] | first
-        // ([.. | objects | select(has("data_used_bytes")) | .data_used_bytes] | first)'
+    "$THINCTL" du "$pool" --json | jq .pool.data_used_bytes
 }
 
 mib() {
@@ -218,7 +216,7 @@ printf '%-44s %10s\n' "pool space used before the snapshot" "$(mib "$used_before
 printf '%-44s %10s\n' "pool space used with two clones running" "$(mib "$used_cloned") MiB"
 printf '%-44s %10s\n' "pool space used after their different SQL" "$(mib "$used_after") MiB"
 printf '\n%-16s %14s %14s\n' "" "exclusive MiB" "shared MiB"
-jq -r '[.. | objects | select(has("exclusive_bytes") and has("name"))][] | "\(.name) \(.exclusive_bytes) \(.shared_bytes)"' \
+jq -r '.devices[] | "\(.name) \(.exclusive_bytes) \(.shared_bytes)"' \
     "$run/du.json" | while read -r name exclusive shared; do
     printf '%-16s %14s %14s\n' "$name" "$(mib "$exclusive")" "$(mib "$shared")"
 done

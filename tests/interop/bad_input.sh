@@ -30,11 +30,11 @@ refuse 3 "nothing" thinctl rm "$POOL/nothing"
 refuse 3 "nope" thinctl clone "$POOL/vol@nope" "$POOL/c"
 refuse 3 "nothing" thinctl create-snap "$POOL/nothing@s"
 refuse 3 "nothing" thinctl create-snap "$POOL/vol@new" "$POOL/nothing@new"
-refuse 4 "exists" thinctl create "$POOL/vol" --size 1M
-refuse 4 "exists" thinctl create-snap "$POOL/vol@s"
-refuse 4 "exists" thinctl clone "$POOL/vol@s" "$POOL/vol"
-refuse 4 "exists" thinctl rename "$POOL/vol" "$POOL/vol"
-refuse 4 "exists" thinctl init "$POOL" --size 64M
+refuse 4 "exists|already" thinctl create "$POOL/vol" --size 1M
+refuse 4 "exists|already" thinctl create-snap "$POOL/vol@s"
+refuse 4 "exists|already" thinctl clone "$POOL/vol@s" "$POOL/vol"
+refuse 4 "exists|already" thinctl rename "$POOL/vol" "$POOL/vol"
+refuse 4 "exists|already" thinctl init "$POOL" --size 64M
 
 # Sizes.
 for size in 0 511 1000 1.5G -5 12X 99999999999999999999 1e3 '' 0x10; do

@@ -35,6 +35,7 @@ for round in $(seq "$(long 3 30)"); do
 done
 
 serve_nbd "$POOL"
-nbdcopy "$(uri vol@r1)" - | head -c "$(stat -c %s "$SCRATCH/data")" | cmp - "$SCRATCH/data"
+nbdcopy "$(uri vol@r1)" "$SCRATCH/copy"
+cmp -n "$(stat -c %s "$SCRATCH/data")" "$SCRATCH/copy" "$SCRATCH/data"
 stop_daemon
 verify "$POOL"

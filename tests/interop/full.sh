@@ -32,7 +32,8 @@ assert handle.pread(65536, 14 << 20) == b"\x51" * 65536
 assert handle.pread(65536, 40 << 20) == bytes(65536)
 handle.shutdown()
 SCRIPT
-nbdcopy "$(uri other)" - | head -c 1048576 | cmp - "$SCRATCH/mib" || fail "reads of a full pool"
+nbdcopy "$(uri other)" "$SCRATCH/copy"
+cmp -n 1048576 "$SCRATCH/copy" "$SCRATCH/mib" || fail "reads of a full pool"
 expect 6 "space" thinctl write "$POOL/other" < <(head -c 4000000 /dev/urandom)
 thinctl grow "$POOL" --size 48M
 qemu-io -f raw -c 'write -P 0x61 20M 8M' -c flush "$(uri vol)" >/dev/null || fail "after grow"
@@ -79,7 +80,8 @@ except nbd.Error as error:
 handle.pread(1 << 20, 0)
 handle.shutdown()
 SCRIPT
-nbdcopy "$(uri vol)" - | head -c 1048576 | cmp - "$SCRATCH/mib" || fail "reads of a full disk"
+nbdcopy "$(uri vol)" "$SCRATCH/copy"
+cmp -n 1048576 "$SCRATCH/copy" "$SCRATCH/mib" || fail "reads of a full disk"
 stop_daemon
 verify "$POOL"
 mount -o remount,size=128m "$disk"

@@ -6,6 +6,6 @@ new_pool pool
 thinctl create "$POOL/vol" --size 64M
 serve_nbd "$POOL"
 "$PYTHON" "$TESTS/interop/libnbd.py" "$(uri vol)"
-same "$("$PYTHON" "$(command -v nbdsh)" -u "$(uri vol)" -c 'print(h.get_size())')" 67108864 "nbdsh"
+same "$(PATH=/usr/bin:/bin nbdsh -u "$(uri vol)" -c 'print(h.get_size())')" 67108864 "nbdsh"
 stop_daemon
 verify "$POOL"

@@ -32,25 +32,40 @@ deep=$(nbdcopy "$(uri c1@deep)" - | sha)
 
 # du: what deleting a device gives back is what its deletion does give back.
 stop_daemon
+used() { thinctl info "$POOL" --json | jq .data_used_bytes; }
+freed_by() { thinctl du "$POOL" --json | jq --arg name "$1" '.devices[] | select(.name == $name) | .freed_if_deleted_bytes'; }
 thinctl du "$POOL" --json >"$SCRATCH/du.json"
-jq -e '[.. | objects | select(has("exclusive_bytes") and has("name"))] | length == 7' \
+jq -e '(.devices | length == 8) and all(.devices[]; .exclusive_bytes + .shared_bytes == .mapped_bytes)' \
     "$SCRATCH/du.json" >/dev/null || fail "du --json: $(cat "$SCRATCH/du.json")"
+same "$(jq .pool.data_used_bytes "$SCRATCH/du.json")" "$(used)" "bytes used, by du and by info"
+same "$(thinctl ls "$POOL" --json | jq -c '[.[] | [.name, .kind, .read_only]]')" \
+    '[["c1","volume",false],["c1@deep","snapshot",true],["c2","volume",false],["two","volume",false],["two@s2","snapshot",true],["vol","volume",false],["vol@s1","snapshot",true],["vol@s2","snapshot",true]]' "ls"
 verify "$POOL"
 
+# remove NAME: deletes it; the pool's use shrinks by exactly what du had said.
+remove() {
+    local before freed
+    before=$(used)
+    freed=$(freed_by "$1")
+    thinctl rm "$POOL/$1"
+    same "$(used)" $((before - freed)) "bytes used after deleting $1"
+}
+
 # The origin goes first, then its snapshots out of order; the survivors stay what they were.
-thinctl rm "$POOL/vol@s1"
+remove vol@s1
 same "$(thinctl read "$POOL/c2" | sha)" "$first" "c2 without its origin"
 same "$(thinctl read "$POOL/c1@deep" | sha)" "$deep" "c1@deep without its ancestor"
 verify "$POOL"
-thinctl rm "$POOL/vol@s2"
-thinctl rm "$POOL/vol"
+remove vol@s2
+remove vol
 same "$(thinctl read "$POOL/c2" | sha)" "$first" "c2 without the volume"
 verify "$POOL"
-thinctl rm "$POOL/c1@deep"
-thinctl rm "$POOL/c1"
-thinctl rm "$POOL/c2"
-thinctl rm "$POOL/two@s2"
-thinctl rm "$POOL/two"
+remove c1@deep
+remove c1
+remove c2
+remove two@s2
+remove two
 verify "$POOL"
 same "$(thinctl ls "$POOL" --json | jq length)" 0 "devices left"
-same "$(thin_dump "$POOL/metadata" | grep -c '<device')" 0 "devices in the metadata"
+! thin_dump "$POOL/metadata" | grep "<device" || fail "devices are left in the metadata"
+same "$(used)" 0 "bytes used at the end"
