@@ -242,10 +242,11 @@ impl<H: Host> Pool<H> {
                 let _ = self.data.punch(at, len).await;
             }
         }
-        let mut allocator = self.allocator.lock();
-        blocks
-            .into_iter()
-            .for_each(|block| allocator.release(block));
+        {
+            let mut allocator = self.allocator.lock();
+            blocks.iter().for_each(|block| allocator.release(*block));
+        }
+        self.epochs.released(blocks.len() as u64);
     }
 
     /// Finds a free data block for a write that got none: frees what a commit, a deletion in
@@ -258,16 +259,25 @@ impl<H: Host> Pool<H> {
             }
             let waiting = self.epochs.waiting_blocks() > 0;
             if waiting {
-                self.epochs.some_drained().await;
+                let has_free = || self.allocator.lock().free() > 0;
+                self.epochs.some_drained(has_free).await;
                 self.release_drained().await;
             }
             if self.allocator.lock().free() > 0 {
                 return Ok(());
             }
-            if !uncommitted && !waiting && !self.reclaim_piece().await? {
+            // Without a deletion the writer was ours for a moment, and no commit under way: what
+            // others were about to free is to be seen now, or there is nothing.
+            if !uncommitted && !waiting && !self.reclaim_piece().await? && !self.may_free() {
                 return Err(Error::OutOfDataSpace);
             }
         }
+    }
+
+    fn may_free(&self) -> bool {
+        self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0
+            || self.epochs.waiting_blocks() > 0
+            || self.allocator.lock().free() > 0
     }
 
     /// Gives back the blocks of deleted devices, in bounded pieces with a commit each, until none
@@ -296,7 +306,7 @@ impl<H: Host> Pool<H> {
         begun: Begun<H::Data>,
         id: ThinId,
     ) -> Result<(), Error> {
-        let (mut writer, gone) = self
+        let (writer, gone) = self
             .host
             .offload(move || {
                 let gone = writer.metadata.remove_piece(id);
@@ -313,9 +323,6 @@ impl<H: Host> Pool<H> {
                 return Err(cause);
             }
         };
-        if gone {
-            writer.ids.remove(&id);
-        }
         let control = Control::reclaimed(id, gone);
         let publish = || {
             self.counters

@@ -134,6 +134,13 @@ impl<H: Host> Pool<H> {
             return self.shrink(&device, size).await;
         }
         let writer = self.writer_for_change().await?;
+        // Looked up again: it may have been removed, rolled back or enlarged meanwhile.
+        let device = self.device(name)?;
+        self.check_writable(&device)?;
+        if size < device.size() {
+            drop(writer);
+            return self.shrink(&device, size).await;
+        }
         let name = device.name();
         let operation = Operation::Resize {
             name: name.clone(),
@@ -153,7 +160,7 @@ impl<H: Host> Pool<H> {
         let _claim = device.claim()?;
         // What remains of the last block beyond the new end must not come back by growing again.
         let boundary = self.block_size.blocks_covering(size) * self.block_size.bytes();
-        let rest = boundary.min(device.size()) - size;
+        let rest = boundary.min(device.size()).saturating_sub(size);
         self.write_zeroes(device, size, rest, Zeroing::MayUnmap, false)
             .await?;
         let writer = self.writer_for_change().await?;
@@ -181,9 +188,9 @@ impl<H: Host> Pool<H> {
 
     /// Makes a volume read only for good: an image to clone from.
     pub async fn freeze(self: &Arc<Self>, name: &DeviceName) -> Result<DeviceInfo, Error> {
+        let writer = self.writer_for_change().await?;
         let device = self.device(name)?;
         self.check_writable(&device)?;
-        let writer = self.writer_for_change().await?;
         let gates = [&device.writes];
         let closed = ClosedGates::close(&gates);
         closed.drained().await;

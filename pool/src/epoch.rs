@@ -7,6 +7,7 @@
 //! an operation of the other, begun before its own mapping changed, still reads it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ impl Drop for Epoch {
 pub(crate) struct Epochs {
     current: Mutex<Arc<Epoch>>,
     waiting: Mutex<VecDeque<(Weak<Epoch>, Vec<DataBlock>)>>,
+    /// Blocks that were taken out and are on their way to the allocator.
+    leaving: AtomicU64,
     drained: Arc<WaitList>,
 }
 
@@ -44,6 +47,7 @@ impl Epochs {
         Epochs {
             current: Mutex::new(first),
             waiting: Mutex::default(),
+            leaving: AtomicU64::new(0),
             drained,
         }
     }
@@ -83,29 +87,40 @@ impl Epochs {
             };
             blocks.extend(drained);
         }
+        self.leaving
+            .fetch_add(blocks.len() as u64, Ordering::SeqCst);
         blocks
     }
 
-    /// Waits until [`Epochs::take_drained`] has something, or nothing is waiting.
-    pub(crate) async fn some_drained(&self) {
+    /// Notes that so many of the blocks taken out have reached the allocator.
+    pub(crate) fn released(&self, blocks: u64) {
+        self.leaving.fetch_sub(blocks, Ordering::SeqCst);
+        self.drained.wake_all();
+    }
+
+    /// Waits until [`Epochs::take_drained`] has something, nothing is waiting or on its way, or
+    /// there are `enough` blocks anyway.
+    pub(crate) async fn some_drained(&self, enough: impl Fn() -> bool) {
         self.drained
             .until(|| {
+                if enough() {
+                    return Some(());
+                }
                 let waiting = self.waiting.lock();
-                let ready = waiting
-                    .front()
-                    .is_none_or(|(epoch, _)| epoch.strong_count() == 0);
+                let ready = match waiting.front() {
+                    Some((epoch, _)) => epoch.strong_count() == 0,
+                    None => self.leaving.load(Ordering::SeqCst) == 0,
+                };
                 ready.then_some(())
             })
             .await;
     }
 
-    /// How many blocks wait.
+    /// How many blocks wait, or are on their way to the allocator.
     pub(crate) fn waiting_blocks(&self) -> u64 {
-        self.waiting
-            .lock()
-            .iter()
-            .map(|(_, blocks)| blocks.len() as u64)
-            .sum()
+        let waiting = self.waiting.lock();
+        let blocks = waiting.iter().map(|(_, blocks)| blocks.len() as u64);
+        blocks.sum::<u64>() + self.leaving.load(Ordering::SeqCst)
     }
 }
 
@@ -127,6 +142,8 @@ mod tests {
         );
         drop(old);
         assert_eq!(epochs.take_drained(), [DataBlock(1), DataBlock(2)]);
+        assert_eq!(epochs.waiting_blocks(), 2, "on their way");
+        epochs.released(2);
         assert_eq!(epochs.waiting_blocks(), 0);
     }
 

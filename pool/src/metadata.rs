@@ -196,8 +196,11 @@ impl Metadata {
     }
 
     /// Takes a bounded piece out of a device that is to go; the last piece takes the device.
-    /// Whether it is gone.
+    /// Whether it is gone; it may have been before, when that could not be noted in the catalog.
     pub(crate) fn remove_piece(&mut self, id: ThinId) -> Result<bool, Error> {
+        if self.top_level.lookup(&self.tx, id.key())?.is_none() {
+            return Ok(true);
+        }
         let root = self.root_of(id)?;
         let shared = self.tx.count(root.0)? > 1;
         let first = if shared {

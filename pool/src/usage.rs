@@ -1,6 +1,6 @@
 //! Looking at a whole commit while the pool is in use: exact usage, and what checkers need.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use metadata_btree::{BLOCK_SIZE, BlockKind, BlockStore};
@@ -73,9 +73,13 @@ fn usage_of(
         .for_each_exclusive(&committed.view, &mut |id, _| {
             alone.insert(id);
         })?;
+    let present: BTreeMap<ThinId, _> = committed.devices()?.into_iter().collect();
     let mut usages = Vec::with_capacity(names.len());
     for (id, name) in names {
-        let mapped = committed.details(*id)?.mapped_blocks;
+        // One that was made after the commit is left out.
+        let Some(mapped) = present.get(id).map(|details| details.mapped_blocks) else {
+            continue;
+        };
         let mut candidates = Vec::new();
         if alone.contains(&id.key()) {
             let tree = committed.mappings(*id)?;

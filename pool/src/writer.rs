@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::catalog::{Catalog, CatalogStore, Loaded, Operation};
+use crate::catalog::{Catalog, CatalogStore, Loaded, Operation, thin_id};
 use crate::error::Error;
 use crate::metadata::{Change, Metadata};
 use crate::units::{DataBlock, ThinId};
@@ -108,6 +108,9 @@ impl Writer {
             }
             for operation in &control.operations {
                 self.catalog.apply(operation)?;
+                if let Operation::Reclaimed { id } = operation {
+                    self.ids.remove(&thin_id(*id)?);
+                }
             }
         }
         self.metadata.commit()?;
