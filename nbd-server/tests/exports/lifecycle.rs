@@ -1,14 +1,16 @@
 //! Limits, clients that misbehave, and the end of a server.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_server::{Limits, Listen};
+use nbd_server::{Config, Limits, Listen, Server};
 use reactor::block_on;
 
 use crate::support::{
-    BLOCK, Client, FLUSH, MIB, READ, WRITE, WRITE_ZEROES, go, greet, new_device, number, option,
-    option_replies, request, serve,
+    BLOCK, Client, FLUSH, MIB, PoolExports, READ, WRITE, WRITE_ZEROES, go, greet, new_device,
+    number, option, option_replies, request, serve,
 };
 
 const ESHUTDOWN: u32 = 108;
@@ -57,6 +59,32 @@ fn go_and_the_first_request_may_come_together() {
     let mut replies = [0; 37];
     stream.read_exact(&mut replies).unwrap();
     assert_eq!(&replies[32..], b"hello");
+}
+
+#[test]
+fn tcp_clients_are_served() {
+    let served = serve(64 * MIB, MIB, Limits::default());
+    let listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
+    let config = Config {
+        listen,
+        limits: Limits::default(),
+    };
+    let server = Server::start(config, PoolExports(Arc::clone(&served.pool))).unwrap();
+    let Listen::Tcp(address) = server.address() else {
+        panic!("it listens elsewhere")
+    };
+    let mut stream = TcpStream::connect(address).unwrap();
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    bytes.extend(b"IHAVEOPT\0\0\0\x01\0\0\0\x03vol");
+    bytes.extend(request(0, WRITE, 1, 0, 5));
+    bytes.extend(b"hello");
+    bytes.extend(request(0, READ, 2, 0, 5));
+    stream.write_all(&bytes).unwrap();
+    let mut answer = [0; 18 + 10 + 16 + 16 + 5];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer[60..], b"hello");
+    server.shutdown();
+    assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
 }
 
 #[test]

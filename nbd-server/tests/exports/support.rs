@@ -30,7 +30,7 @@ pub const DF: u16 = 4;
 pub const FAST_ZERO: u16 = 16;
 
 /// The devices of one pool, by their names.
-struct PoolExports(Arc<Pool<FileHost>>);
+pub struct PoolExports(pub Arc<Pool<FileHost>>);
 
 impl Exports for PoolExports {
     type Host = FileHost;
@@ -222,7 +222,7 @@ impl Client {
     pub fn call(&mut self, flags: u16, command: u16, offset: u64, len: u64) -> Answer {
         let len = u32::try_from(len).unwrap();
         let cookie = self.send(flags, command, offset, len, &[]);
-        self.answer(cookie, offset, len)
+        self.answer(cookie, offset, if command == READ { len } else { 0 })
     }
 
     pub fn write(&mut self, flags: u16, offset: u64, payload: &[u8]) -> u32 {
