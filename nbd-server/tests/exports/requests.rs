@@ -140,6 +140,7 @@ fn trimming_and_zeroing_give_space_back_or_keep_it() {
         [(131_072, 0), (65536, 3), (65536, 0)]
     );
     assert!(client.read(BLOCK, 3 * BLOCK).iter().all(|byte| *byte == 0));
+    client.write(0, 32 * MIB, &pattern(BLOCK, 3));
     assert_eq!(client.call(0, WRITE_ZEROES, 0, 128 * MIB).error, 0);
     assert_eq!(mapped(&served), 0, "slices end where blocks do");
 }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metadata_btree::MemStore;
 use nbd_server::{Config, Exports, Limits, Listen, Server};
@@ -14,6 +15,7 @@ use reactor::{FileHost, block_on};
 
 pub const MIB: u64 = 1024 * 1024;
 pub const BLOCK: u64 = 65536;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const METADATA_BLOCKS: u64 = 2048;
 
 pub const READ: u16 = 0;
@@ -126,7 +128,10 @@ pub struct Answer {
 
 impl Served {
     pub fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.socket).unwrap()
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        // A server that never answers fails the test instead of hanging it.
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
+        stream
     }
 
     /// A client with structured replies and both contexts.
