@@ -156,13 +156,16 @@ def measure_snapshots(directory):
     """Prints the times of create-snap and clone and the daemon's memory."""
     figures = {mappings: metadata.measure(directory, mappings) for mappings in (1000, 1000000)}
     print("\n### Snapshots and clones, milliseconds, median of 50 (smallest, largest)\n")
-    print("A whole `thinctl` command through the daemon, process start and durable commit "
-          "included; `info` does no work and shows what of it is the command itself.\n")
-    print("| mapped blocks | `info` | `create-snap` | `clone` |")
-    print("|--:|--:|--:|--:|")
+    print("`snapshot` and `clone` are calls of the daemon's control socket, durable when they "
+          "return. The last three are whole commands, the start of a process included, of which "
+          "`thinctl info` does no work.\n")
+    print("| mapped blocks | snapshot | clone | `thinctl create-snap` | `thinctl clone` | "
+          "`thinctl info` |")
+    print("|--:|--:|--:|--:|--:|--:|")
     for mappings, found in figures.items():
         cells = [f"{statistics.median(times):.2f} ({min(times):.2f}, {max(times):.2f})"
-                 for times in (found["info"], found["create-snap"], found["clone"])]
+                 for times in (found[what] for what in (
+                     "create-snap call", "clone call", "create-snap", "clone", "info"))]
         print(f"| {mappings:,} | " + " | ".join(cells) + " |")
     print("\n### Resident memory of the daemon, MiB, with 100 idle volumes beside\n")
     print("| mapped blocks | just opened | 100 volumes made | all mappings listed once | after the snapshots and clones |")

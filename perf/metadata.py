@@ -5,9 +5,12 @@ that many mapped blocks, its data file is sparse. Nothing is written to the bloc
 work measured never touches.
 """
 
+import http.client
+import json
 import os
 import shutil
 import signal
+import socket as sockets
 import subprocess
 import time
 
@@ -29,6 +32,28 @@ def describe(path, mappings):
             out.write(f'<single_mapping origin_block="{block}" '
                       f'data_block="{block * stride % mappings}" time="0"/>\n')
         out.write("</device>\n</superblock>\n")
+
+
+class Control(http.client.HTTPConnection):
+    """The daemon's control socket."""
+
+    def __init__(self, pool):
+        super().__init__("daemon")
+        self.path = os.path.join(pool, "control.sock")
+
+    def connect(self):
+        self.sock = sockets.socket(sockets.AF_UNIX)
+        self.sock.connect(self.path)
+
+    def milliseconds(self, call):
+        """How long the daemon takes for a call, the reply included."""
+        began = time.perf_counter()
+        self.request("POST", "/v1/call", json.dumps(call), {"content-type": "application/json"})
+        reply = self.getresponse().read().decode()
+        took = (time.perf_counter() - began) * 1000
+        if '"reply"' not in reply:
+            raise RuntimeError(f"{call}: {reply}")
+        return took
 
 
 def milliseconds(*command):
@@ -81,5 +106,13 @@ def measure_served(pool, socket, pid):
         found["create-snap"].append(milliseconds(THINCTL, "create-snap", f"{pool}/big@s{number}"))
         found["clone"].append(milliseconds(THINCTL, "clone", f"{pool}/big@s{number}",
                                            f"{pool}/clone{number}"))
+    control = Control(pool)
+    found["create-snap call"], found["clone call"] = [], []
+    for number in range(REPEATS):
+        snapshot, clone = f"big@t{number}", f"twin{number}"
+        found["create-snap call"].append(
+            control.milliseconds({"create_snapshots": {"names": [snapshot]}}))
+        found["clone call"].append(
+            control.milliseconds({"clone": {"source": snapshot, "name": clone}}))
     found["rss_end"] = resident_bytes(pid)
     return found

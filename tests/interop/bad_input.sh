@@ -51,11 +51,11 @@ refuse 2 "shrink|small|smaller|less" thinctl grow "$POOL" --size 32M
 
 # Writing where writing is not allowed; reading and writing beyond the end.
 refuse 7 "read.only" thinctl write "$POOL/vol@s" <"$POOL/pool.toml"
-refuse 2 "beyond|end|range|size" thinctl read "$POOL/vol" --offset 16M --length 512
+refuse 2 "inside|beyond|range" thinctl read "$POOL/vol" --offset 16M --length 512
 status=0
 head -c 20000000 /dev/zero | thinctl write "$POOL/vol@s" 2>/dev/null || status=$?
 same $status 7 "status of writing a snapshot"
-refuse 7 "read.only|snapshot" thinctl resize "$POOL/vol@s" --size 32M
+refuse 2 "snapshot" thinctl resize "$POOL/vol@s" --size 32M
 
 # Directories that are no pools.
 mkdir "$SCRATCH/empty" "$SCRATCH/full"
@@ -71,8 +71,8 @@ must_fail thinctl ls
 
 # A pool in use: a second daemon, and tools beside the lock.
 serve_nbd "$POOL"
-expect 5 "in use" thinctl serve "$POOL" --nbd "unix:$SCRATCH/second.sock"
-expect 5 "in use" "$THINPOOLD" "$POOL"
+expect 5 "in use|already" thinctl serve "$POOL" --nbd "unix:$SCRATCH/second.sock"
+expect 5 "in use|already" "$THINPOOLD" "$POOL"
 [ ! -e "$SCRATCH/second.sock" ] || fail "the second daemon left a socket"
 nbdinfo "$(uri vol)" >/dev/null || fail "the first daemon was disturbed"
 mkdir "$SCRATCH/alias"
@@ -115,7 +115,7 @@ status=0
 thinctl check "$copy" >"$SCRATCH/out" 2>&1 || status=$?
 same $status 1 "status of check on a damaged mapping tree"
 grep -Eqi 'checksum' "$SCRATCH/out" || fail "check said: $(cat "$SCRATCH/out")"
-thinctl check "$copy" --json 2>/dev/null | jq -e . >/dev/null || fail "check --json is no JSON"
+(thinctl check "$copy" --json || true) 2>/dev/null | jq -e . >/dev/null || fail "check --json is no JSON"
 must_fail thinctl read "$copy/vol"
 ! grep -qi panic "$SCRATCH/must_fail.out" || fail "a panic on damaged metadata"
 

@@ -118,7 +118,7 @@ verify() {
 }
 
 # expect CODE WORDS command...: the command must fail with this exit code and one line on
-# stderr that contains WORDS (a regular expression) and starts with `thinctl: `.
+# stderr that contains WORDS (a regular expression) behind the program's name.
 expect() {
     local code=$1 words=$2 status=0
     shift 2
@@ -127,7 +127,7 @@ expect() {
         fail "$* ended with $status, expected $code: $(cat "$SCRATCH/expect.err")"
     [ "$(wc -l <"$SCRATCH/expect.err")" -eq 1 ] ||
         fail "$* should say one line: $(cat "$SCRATCH/expect.err")"
-    grep -Eiq "^thinctl: .*($words)" "$SCRATCH/expect.err" ||
+    grep -Eiq "^thin(ctl|poold): .*($words)" "$SCRATCH/expect.err" ||
         fail "$* said: $(cat "$SCRATCH/expect.err"), expected: $words"
 }
 
