@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use pool::DeviceName;
 
 use crate::exit;
-use crate::serve_args::ServeArgs;
+use crate::serve_args::{self, ServeArgs};
 use crate::size::{parse_positive_size, parse_size, parse_volume_size};
 
 const ABOUT: &str = "Thin volumes, snapshots and clones in a pool of data blocks.
@@ -130,6 +130,7 @@ pub enum Command {
         pool: String,
     },
     /// Run the daemon in the foreground
+    #[command(after_long_help = serve_args::HELP)]
     Serve(ServeArgs),
     /// Make a volume or snapshot a local block device
     Attach(AttachArgs),

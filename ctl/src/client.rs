@@ -154,6 +154,11 @@ impl Client {
             .header("content-type", "application/json")
             .body(body)
             .map_err(|cause| broken(&self.socket, &cause))?;
+        // The answer to an earlier request may still be on its way out of the connection.
+        self.sender
+            .ready()
+            .await
+            .map_err(|cause| broken(&self.socket, &cause))?;
         let response = self.sender.send_request(request).await;
         let response = response.map_err(|cause| broken(&self.socket, &cause))?;
         if response.status() != StatusCode::OK {
@@ -186,7 +191,7 @@ impl Client {
                 begin = 0;
                 match serde_json::from_slice(&line).map_err(|cause| broken(&self.socket, &cause))? {
                     Event::Progress(at) => progress(at),
-                    Event::Reply(reply) => return Ok(reply),
+                    Event::Reply(reply) => return self.ended(&mut body).await.map(|()| reply),
                     Event::Error(error) => return Err(error),
                 }
             }
@@ -215,6 +220,14 @@ impl Client {
             }
         }
         Err(broken(&self.socket, &"it broke off"))
+    }
+
+    /// Takes in the end of an answer, so that the connection can be used again.
+    async fn ended(&self, body: &mut Incoming) -> Result<(), CallError> {
+        match self.next_piece(body).await? {
+            None => Ok(()),
+            Some(_) => Err(broken(&self.socket, &"something follows its answer")),
+        }
     }
 
     async fn next_piece(&self, body: &mut Incoming) -> Result<Option<Bytes>, CallError> {

@@ -65,6 +65,7 @@ async fn serve(args: ServeArgs) -> Result<(), CallError> {
     let pools = open_pools(&args).await?;
     let served = match Servers::start(&args, &pools).await {
         Ok(servers) => {
+            pools.iter().for_each(|service| log_opened(service));
             let announced = servers.announce(&pools);
             if announced.is_ok() {
                 tokio::select! {
@@ -129,22 +130,15 @@ async fn open_pool(dir: &PoolDir) -> Result<PoolService, CallError> {
         );
         return Err(CallError::new(CallErrorKind::Busy, message));
     }
-    let service = patiently(|| PoolService::open(dir.clone())).await?;
-    let status = service.pool.status();
-    tracing::info!(
-        "{}: open, transaction id {}",
-        dir.path.display(),
-        status.transaction_id
-    );
+    patiently(|| PoolService::open(dir.clone())).await
+}
+
+fn log_opened(service: &PoolService) {
+    let (place, status) = (service.dir.path.display(), service.pool.status());
+    tracing::info!("{place}: open, transaction id {}", status.transaction_id);
     if !status.mode_reason.is_empty() {
-        tracing::warn!(
-            "{}: {:?}: {}",
-            dir.path.display(),
-            status.mode,
-            status.mode_reason
-        );
+        tracing::warn!("{place}: {:?}: {}", status.mode, status.mode_reason);
     }
-    Ok(service)
 }
 
 async fn close_pools(pools: &[Arc<PoolService>]) -> Result<(), CallError> {

@@ -9,19 +9,26 @@ use clap::{Args, Parser};
 
 use crate::exit;
 
-const READY: &str = "\
-When everything listens, one line is printed on standard output:
-  ready: pools=DIR[,DIR2...] nbd=ADDRESS[,...]|none metrics=ADDRESS|none control=PATH[,PATH2...]
-with the port that was chosen where port 0 was asked for. The log goes to standard error. SIGTERM and
-SIGINT close everything cleanly.
+/// What users of the daemon rely on, as its help tells it.
+pub const HELP: &str = "\
+When everything listens, one line is printed on standard output, with the port that was chosen where \
+port 0 was asked for:
 
-Each volume is the NBD export VOL, each snapshot the read-only export VOL@SNAP. With several pools
-POOL/VOL always works, POOL being the last component of the pool's directory, and VOL alone as long as
-only one pool has it.";
+  ready: pools=DIR[,DIR...] nbd=ADDRESS[,ADDRESS...]|none metrics=ADDRESS|none control=PATH[,PATH...]
+
+The log goes to standard error. SIGTERM and SIGINT close everything cleanly.
+
+Each volume is the NBD export VOL, each snapshot the read-only export VOL@SNAP. With several pools \
+POOL/VOL always works, POOL being the last component of the pool's directory, and VOL alone as long \
+as only one pool has it.";
+
+fn daemon_help() -> String {
+    format!("{HELP}\n\n{}", exit::HELP)
+}
 
 /// Serves pools: to thinctl, over NBD, and as local block devices
 #[derive(Parser, Debug)]
-#[command(name = "thinpoold", version, after_help = exit::HELP)]
+#[command(name = "thinpoold", version, after_help = exit::HELP, after_long_help = daemon_help())]
 pub struct DaemonCli {
     /// What to serve.
     #[command(flatten)]
@@ -30,7 +37,6 @@ pub struct DaemonCli {
 
 /// What to serve, and where.
 #[derive(Args, Clone, Debug)]
-#[command(after_long_help = READY)]
 pub struct ServeArgs {
     /// The pools
     #[arg(value_name = "POOL", required = true)]

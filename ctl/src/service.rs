@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use metadata_btree::FileStore;
+use metadata_btree::{BlockStore, FileStore};
 use pool::{DeviceInfo, DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
 use reactor::{FileHost, FileIo};
 use tokio::sync::Notify;
@@ -65,8 +65,7 @@ impl PoolService {
 
     fn open_for(dir: PoolDir, access: Access) -> Result<Self, CallError> {
         let files = dir.open_stores(access)?;
-        let metadata = FileStore::new(files.metadata)
-            .map_err(|cause| CallError::io(dir.metadata_path().display(), &cause))?;
+        let metadata = metadata_store(files.metadata, &dir.metadata_path())?;
         let host = FileHost::new();
         let data = FileIo::new(files.data, host.threads().clone());
         let stores = Stores {
@@ -217,6 +216,23 @@ impl PoolService {
         }
         Ok(())
     }
+}
+
+/// The metadata in an open file, if there can be any.
+///
+/// # Errors
+/// `Damaged` when there cannot.
+pub fn metadata_store(file: File, path: &Path) -> Result<FileStore, CallError> {
+    let failed = |cause: std::io::Error| CallError::io(path.display(), &cause);
+    let store = FileStore::new(file).map_err(failed)?;
+    if store.block_count().map_err(failed)? == 0 {
+        let message = format!(
+            "{}: too short to hold the metadata of a pool",
+            path.display()
+        );
+        return Err(CallError::new(CallErrorKind::Damaged, message));
+    }
+    Ok(store)
 }
 
 /// A store's file made longer for a pool that is to grow; shortened again unless the pool did.

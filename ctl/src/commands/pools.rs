@@ -15,7 +15,12 @@ pub(super) fn init(context: &Context, args: &InitArgs) -> Result<(), CallError> 
         path: args.metadata.clone(),
         size: args.metadata_size,
     };
-    let dir = pool_dir::init(&new_location(&args.pool), args.block_size, &data, &metadata)?;
+    let dir = pool_dir::init(
+        &new_location(&args.pool)?,
+        args.block_size,
+        &data,
+        &metadata,
+    )?;
     if !context.output.json {
         return Ok(());
     }
@@ -23,7 +28,7 @@ pub(super) fn init(context: &Context, args: &InitArgs) -> Result<(), CallError> 
 }
 
 pub(super) fn adopt(context: &Context, args: &AdoptArgs) -> Result<(), CallError> {
-    let path = new_location(&args.pool);
+    let path = new_location(&args.pool)?;
     let dir = pool_dir::adopt(
         &path,
         &args.metadata,

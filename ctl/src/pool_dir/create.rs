@@ -18,13 +18,16 @@ use super::lock::{Access, lock, open_locked};
 use super::{CONFIG_FILE, PoolConfig, PoolDir, VERSION, catalog_in, write_config};
 use crate::cli::VolumeArg;
 use crate::protocol::{CallError, CallErrorKind};
-use crate::service::{PoolService, new_identity};
+use crate::service::{PoolService, metadata_store, new_identity};
 use crate::size::format_size;
 
 const METADATA_BLOCK_SIZE: u64 = 4096;
 
 /// What the format can address: 255 bitmaps of 16320 blocks.
 const METADATA_SIZE_MAX: u64 = 255 * 16320 * METADATA_BLOCK_SIZE;
+
+/// Less would be full at once.
+const METADATA_SIZE_MIN: u64 = 256 << 10;
 
 /// Without `--metadata-size`: room for every data block to be mapped more than once.
 const METADATA_SIZE_DEFAULT_MIN: u64 = 64 << 20;
@@ -80,6 +83,13 @@ pub fn init(
         Some(default_size),
         Space::Reserved,
     )?;
+    if metadata_store.size < METADATA_SIZE_MIN {
+        return Err(CallError::invalid(format!(
+            "{}: metadata size {}: expected at least {METADATA_SIZE_MIN} bytes",
+            metadata_store.path.display(),
+            metadata_store.size
+        )));
+    }
     let metadata_blocks = metadata_store.size.min(METADATA_SIZE_MAX) / METADATA_BLOCK_SIZE;
     let store = FileStore::new(metadata_store.file)
         .map_err(|cause| CallError::io(metadata_store.path.display(), &cause))?;
@@ -124,7 +134,7 @@ pub fn adopt(
     let mut made = Made::directory(path)?;
     let file = open_locked(&metadata, Access::Read)?;
     drop(open_locked(&data, Access::Read)?);
-    let store = FileStore::new(file).map_err(|cause| CallError::io(metadata.display(), &cause))?;
+    let store = metadata_store(file, &metadata)?;
     made.files.push(path.join("catalog"));
     let mut identity = new_identity;
     Pool::<FileHost>::adopt(Arc::new(store), &catalog_in(path), volumes, &mut identity)

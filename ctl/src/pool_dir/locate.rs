@@ -1,6 +1,7 @@
 //! From the POOL on the command line to a directory.
 
 use std::env;
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::CONFIG_FILE;
@@ -17,14 +18,18 @@ pub fn locate(argument: &str) -> Result<PathBuf, CallError> {
     locate_below(&root(), argument)
 }
 
-/// The directory for a pool that is to be made.
-pub fn new_location(argument: &str) -> PathBuf {
+/// The directory for a pool that is to be made. The default root is made if it is missing.
+///
+/// # Errors
+/// What stopped that.
+pub fn new_location(argument: &str) -> Result<PathBuf, CallError> {
     let path = Path::new(argument);
-    if is_bare(path) && !path.is_dir() {
-        root().join(path)
-    } else {
-        path.to_owned()
+    if !is_bare(path) || path.is_dir() {
+        return Ok(path.to_owned());
     }
+    let root = root();
+    fs::create_dir_all(&root).map_err(|cause| CallError::io(root.display(), &cause))?;
+    Ok(root.join(path))
 }
 
 /// Whether `argument` names an existing pool, rather than a device in one.
@@ -73,8 +78,6 @@ fn is_bare(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

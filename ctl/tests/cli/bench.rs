@@ -31,7 +31,7 @@ impl Bench {
     /// With a pool `p` of 64 MiB.
     pub fn with_pool() -> Self {
         let bench = Self::new();
-        bench.ok(&["init", "p", "--size", "64M", "--metadata-size", "2M"]);
+        bench.ok(&["init", "./p", "--size", "64M", "--metadata-size", "2M"]);
         bench
     }
 

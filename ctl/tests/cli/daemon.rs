@@ -48,7 +48,7 @@ fn the_ready_line_tells_where_everything_is() {
 #[test]
 fn a_second_daemon_is_refused() {
     let bench = Bench::with_pool();
-    bench.ok(&["init", "q", "--size", "16M", "--metadata-size", "2M"]);
+    bench.ok(&["init", "./q", "--size", "16M", "--metadata-size", "2M"]);
     let daemon = bench.serve(&["p"]);
     let reason = format!("(pid {})", daemon.pid());
     bench.refused(&["serve", "p"], 5, &reason);
@@ -241,7 +241,7 @@ fn exports_are_named_after_devices() {
     bench.ok(&["rm", "p/a@s"]);
     assert_eq!(exports(&bench), ["a"]);
     daemon.stop();
-    bench.ok(&["init", "q", "--size", "16M", "--metadata-size", "2M"]);
+    bench.ok(&["init", "./q", "--size", "16M", "--metadata-size", "2M"]);
     bench.ok(&["create", "q/a", "--size", "2M"]);
     bench.ok(&["create", "q/b", "--size", "3M"]);
     let daemon = bench.serve(&["p", "q", "--nbd", "unix:nbd.sock"]);

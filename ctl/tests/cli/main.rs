@@ -1,5 +1,7 @@
 //! The real binaries, as users run them.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod attach;
 mod bench;
 mod daemon;

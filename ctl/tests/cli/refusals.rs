@@ -127,7 +127,7 @@ fn what_does_not_exist_and_what_does() {
     let bench = Bench::with_pool();
     bench.ok(&["create", "p/vol", "--size", "1M"]);
     bench.ok(&["create-snap", "p/vol@s"]);
-    bench.ok(&["init", "q", "--size", "16M", "--metadata-size", "2M"]);
+    bench.ok(&["init", "./q", "--size", "16M", "--metadata-size", "2M"]);
     fs::create_dir(bench.path("empty")).unwrap();
     fs::write(bench.path("file"), "").unwrap();
     for (args, code, reason) in [
@@ -155,7 +155,7 @@ fn what_does_not_exist_and_what_does() {
         (&["read", "p/vol", "--length", "2M"], 2, "not inside"),
         (&["write", "p/vol", "--offset", "2M"], 2, "not inside"),
         (&["write", "p/vol@s"], 7, "read only"),
-        (&["init", "p", "--size", "1G"], 4, "pool already"),
+        (&["init", "./p", "--size", "1G"], 4, "pool already"),
         (&["init", "./file", "--size", "1G"], 4, "a file already"),
     ] {
         let before = (bench.contents_of("p"), bench.contents_of("q"));

@@ -168,6 +168,12 @@ fn stores_elsewhere() {
     assert!(bench.ok(&["check", "p"]).starts_with("clean"));
 }
 
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/kernel-pools")
+        .join(name)
+}
+
 /// Unpacks a pool made by the kernel; none when that is not possible here.
 fn kernel_pool(bench: &Bench, name: &str) -> Option<(PathBuf, PathBuf)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -197,6 +203,14 @@ fn a_kernel_pool_is_adopted_in_place() {
         return;
     };
     let before = (fs::read(&metadata).unwrap(), fs::read(&data).unwrap());
+    let expected = fs::read_to_string(fixture("3-snapshots").join("expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+    let device = &expected["devices"][0];
+    let volume = format!(
+        "{}:db:{}",
+        device["id"],
+        device["sectors"].as_u64().unwrap() * 512
+    );
     bench.ok(&[
         "adopt",
         "./p",
@@ -205,7 +219,7 @@ fn a_kernel_pool_is_adopted_in_place() {
         "--data",
         "data",
         "--volume",
-        "0:db:64M",
+        &volume,
     ]);
     let list = bench.json(&["ls", "p"]);
     let names: Vec<_> = list
