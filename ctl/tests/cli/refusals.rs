@@ -183,82 +183,41 @@ fn a_pool_that_cannot_be_made_leaves_nothing() {
     fs::write(bench.path("full/something"), "").unwrap();
     fs::write(bench.path("used"), "something").unwrap();
     let big = (1_u64 << 62).to_string();
-    for (args, code, reason) in [
-        (&["init", "./full", "--size", "1G"][..], 4, "not empty"),
-        (&["init", "./new"], 2, "--size"),
+    for (line, code, reason) in [
+        ("init ./full --size 1G", 4, "not empty"),
+        ("init ./new", 2, "--size"),
+        ("init ./new --size 100000", 2, "not a multiple of 65536"),
         (
-            &["init", "./new", "--size", "100000"],
-            2,
-            "not a multiple of 65536",
-        ),
-        (
-            &["init", "./new", "--size", "1G", "--block-size", "100K"],
+            "init ./new --size 1G --block-size 100K",
             2,
             "multiple of 64K",
         ),
+        ("init ./new --size 1G --block-size 2G", 2, "multiple of 64K"),
         (
-            &["init", "./new", "--size", "1G", "--block-size", "2G"],
-            2,
-            "multiple of 64K",
-        ),
-        (
-            &["init", "./new", "--size", "1G", "--metadata-size", "100001"],
+            "init ./new --size 1G --metadata-size 100001",
             2,
             "multiple of 4096",
         ),
+        ("init ./new --size 1G --metadata-size 16G", 2, "at most"),
+        ("init ./new --size 1G --metadata-size 4K", 2, "at least"),
+        ("init ./new --size 1G --data ./used", 4, "not empty"),
+        ("init ./new --size 1G --metadata ./used", 4, "not empty"),
         (
-            &["init", "./new", "--size", "1G", "--metadata-size", "16G"],
-            2,
-            "at most",
-        ),
-        (
-            &["init", "./new", "--size", "1G", "--metadata-size", "4K"],
-            2,
-            "metadata",
-        ),
-        (
-            &["init", "./new", "--size", "1G", "--data", "./used"],
-            4,
-            "not empty",
-        ),
-        (
-            &["init", "./new", "--size", "1G", "--metadata", "./used"],
-            4,
-            "not empty",
-        ),
-        (
-            &["init", "./new", "--size", "1G", "--data", "/dev/null"],
+            "init ./new --size 1G --data /dev/null",
             2,
             "neither a file nor",
         ),
-        (&["init", "./none/new", "--size", "1G"], 3, "none"),
+        ("init ./none/new --size 1G", 3, "none"),
+        ("adopt ./new --metadata ./used --data ./used", 8, "used"),
+        ("adopt ./new --metadata ./none --data ./used", 3, "none"),
         (
-            &["adopt", "./new", "--metadata", "./used", "--data", "./used"],
-            8,
-            "used",
-        ),
-        (
-            &["adopt", "./new", "--metadata", "./none", "--data", "./used"],
-            3,
-            "none",
-        ),
-        (
-            &[
-                "adopt",
-                "./new",
-                "--metadata",
-                "./used",
-                "--data",
-                "./used",
-                "--volume",
-                "x",
-            ],
+            "adopt ./new --metadata ./used --data ./used --volume x",
             2,
             "ID:NAME:SIZE",
         ),
     ] {
-        bench.refused(args, code, reason);
-        assert!(!bench.path("new").exists(), "{args:?}");
+        bench.refused(&line.split(' ').collect::<Vec<_>>(), code, reason);
+        assert!(!bench.path("new").exists(), "{line}");
     }
     assert_ne!(bench.thinctl(&["init", "./new", "--size", &big]).code, 0);
     assert!(!bench.path("new").exists());
