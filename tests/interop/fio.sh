@@ -13,7 +13,8 @@ job() {
     ! grep -Eq 'verify:|err= *[1-9]' "$SCRATCH/fio.$name.log" || fail "fio $name: errors"
 }
 
-new_pool pool --size 1G
+# Room for every snapshot to end up with all its blocks to itself.
+new_pool pool --size 2G
 thinctl create "$POOL/vol" --size 192M
 serve_nbd "$POOL"
 job fresh --rw=randwrite --bs=4k --fsync=256
