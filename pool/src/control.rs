@@ -11,7 +11,6 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::host::Host;
 use crate::info::{DeviceInfo, Mode};
-use crate::map::Zeroing;
 use crate::metadata::Metadata;
 use crate::name::DeviceName;
 use crate::open::open_origin;
@@ -128,19 +127,30 @@ impl<H: Host> Pool<H> {
         size: u64,
     ) -> Result<DeviceInfo, Error> {
         check_size(size)?;
-        let device = self.device(name)?;
-        self.check_writable(&device)?;
-        if size < device.size() {
-            return self.shrink(&device, size).await;
+        loop {
+            let device = self.device(name)?;
+            self.check_writable(&device)?;
+            let before = device.size();
+            if size < before {
+                return self.shrink(&device, size).await;
+            }
+            self.zero_hidden_tail(&device, before, size).await?;
+            let writer = self.writer_for_change().await?;
+            // It may have been removed, rolled back, frozen or resized meanwhile.
+            let is_same = Arc::ptr_eq(&device, &self.device(name)?) && device.size() == before;
+            if is_same {
+                self.check_writable(&device)?;
+                return self.enlarge(writer, &device, size).await;
+            }
         }
-        let writer = self.writer_for_change().await?;
-        // Looked up again: it may have been removed, rolled back or enlarged meanwhile.
-        let device = self.device(name)?;
-        self.check_writable(&device)?;
-        if size < device.size() {
-            drop(writer);
-            return self.shrink(&device, size).await;
-        }
+    }
+
+    async fn enlarge(
+        self: &Arc<Self>,
+        writer: Held<Writer>,
+        device: &Arc<Device<H::Data>>,
+        size: u64,
+    ) -> Result<DeviceInfo, Error> {
         let name = device.name();
         let operation = Operation::Resize {
             name: name.clone(),
@@ -158,11 +168,9 @@ impl<H: Host> Pool<H> {
         size: u64,
     ) -> Result<DeviceInfo, Error> {
         let _claim = device.claim()?;
-        // What remains of the last block beyond the new end must not come back by growing again.
+        // What remains of the last block beyond the new end is zeroed by whoever enlarges the device
+        // again: zeroing it now would be seen if the power went before the commit.
         let boundary = self.block_size.blocks_covering(size) * self.block_size.bytes();
-        let rest = boundary.min(device.size()).saturating_sub(size);
-        self.write_zeroes(device, size, rest, Zeroing::MayUnmap, false)
-            .await?;
         let writer = self.writer_for_change().await?;
         let begun = self.begin_commit();
         let name = device.name();

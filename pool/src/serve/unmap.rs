@@ -122,6 +122,30 @@ impl<H: Host> Pool<H> {
         Ok(())
     }
 
+    /// Zeroes what the last block holds between the device's size and its coming one, where nobody
+    /// sees it yet: what was there before the device was made shorter.
+    pub(crate) async fn zero_hidden_tail(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        before: u64,
+        size: u64,
+    ) -> Result<(), Error> {
+        let boundary = self.block_size.blocks_covering(before) * self.block_size.bytes();
+        let tail = before..boundary.min(size);
+        if tail.is_empty() {
+            return Ok(());
+        }
+        let block = self.block_size.block_of(before);
+        let is_mapped = {
+            let _epoch = self.epochs.enter();
+            self.chunk(device, block).await?.get(block).is_some()
+        };
+        if is_mapped {
+            self.zero_mapped(device, tail, false).await?;
+        }
+        Ok(())
+    }
+
     /// Refuses a fast zeroing that would have to write data.
     async fn check_fast(
         self: &Arc<Self>,
