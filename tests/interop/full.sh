@@ -1,6 +1,6 @@
 #!/bin/bash
-# No space, in each way: the pool is out of data blocks, the disk below it is full, the
-# metadata store is full. Writers are told, everything else goes on, more space cures it.
+# No space: the pool is out of data blocks, or the disk below it is full. Writers are told,
+# everything else goes on, more space cures it.
 . "$(dirname "$0")/lib.sh"
 
 new_pool pool --size 16M
