@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_target::{FuseMount, LoopDevice};
 use pool::{DeviceName, Pool};
@@ -30,6 +30,10 @@ const DEFAULT_RUNTIME_DIR: &str = "/run/thinpool";
 
 /// How long the kernel may take to close the file of a loop device that is gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long something may have a block device open without being a user of it.
+const GLANCE_TIMEOUT: Duration = Duration::from_secs(1);
+const GLANCE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often, and how many times, a busy attachment is tried again when the daemon ends.
 const SHUTDOWN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -98,6 +102,7 @@ impl Attachments {
         mountpoint: Option<PathBuf>,
     ) -> Result<Attachment, CallError> {
         let mut state = self.state.lock().await;
+        forget_gone(&mut state).await;
         let result = self
             .attach_with(&mut state, service, name, mountpoint)
             .await;
@@ -228,7 +233,9 @@ impl Attachments {
 
     /// Whether nothing is attached.
     pub async fn is_empty(&self) -> bool {
-        self.state.lock().await.attached.is_empty()
+        let mut state = self.state.lock().await;
+        forget_gone(&mut state).await;
+        state.attached.is_empty()
     }
 
     /// Detaches everything, as far as it lets go, and takes the mount away.
@@ -284,6 +291,25 @@ impl Attachments {
         if let Err(cause) = removed {
             tracing::debug!("{} stays: {cause}", self.runtime_dir.display());
         }
+    }
+}
+
+/// Forgets block devices that were taken away without us, by `losetup` for example.
+async fn forget_gone(state: &mut State) {
+    let present = state.attached.clone();
+    let still_there = move || {
+        let is_there = |attached: &Attached| {
+            let found = LoopDevice::find(attached.device.file());
+            // Where that cannot be seen, it is taken to be there.
+            found.map_or(true, |found| found.as_ref() == Some(&attached.device))
+        };
+        present
+            .into_iter()
+            .filter(|(_, attached)| is_there(attached))
+            .collect()
+    };
+    if let Ok(attached) = blocking(still_there).await {
+        state.attached = attached;
     }
 }
 
@@ -370,7 +396,7 @@ fn detach_device(attached: &Attached) -> Result<(), CallError> {
             Err(cause) => return Err(fuse_error(&cause)),
         }
     }
-    match attached.device.detach() {
+    match detach_patiently(&attached.device) {
         Ok(()) | Err(fuse_target::Error::NotAttached { .. }) => Ok(()),
         Err(cause) => {
             if let Some(mountpoint) = unmounted
@@ -379,6 +405,19 @@ fn detach_device(attached: &Attached) -> Result<(), CallError> {
                 tracing::warn!("{} stays unmounted: {error}", mountpoint.display());
             }
             Err(fuse_error(&cause))
+        }
+    }
+}
+
+/// Udev and the like open every block device for a moment.
+fn detach_patiently(device: &LoopDevice) -> Result<(), fuse_target::Error> {
+    let deadline = Instant::now() + GLANCE_TIMEOUT;
+    loop {
+        match device.detach() {
+            Err(cause) if cause.is_busy() && Instant::now() < deadline => {
+                std::thread::sleep(GLANCE_POLL_INTERVAL);
+            }
+            done => return done,
         }
     }
 }

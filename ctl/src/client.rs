@@ -1,5 +1,6 @@
 //! The tool's end of the control socket.
 
+use std::error::Error as _;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -50,7 +51,7 @@ impl Client {
             Err(_) => return Err(failed(&io::ErrorKind::TimedOut.into())),
         };
         let handshake = http1::handshake::<_, RequestBody>(TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(|cause| broken(&socket, &cause))?;
+        let (sender, connection) = handshake.map_err(|cause| not_answered(&socket, &cause))?;
         tokio::spawn(async move {
             // Its failure is that of the request on it.
             let _ = connection.await;
@@ -158,9 +159,9 @@ impl Client {
         self.sender
             .ready()
             .await
-            .map_err(|cause| broken(&self.socket, &cause))?;
+            .map_err(|cause| not_answered(&self.socket, &cause))?;
         let response = self.sender.send_request(request).await;
-        let response = response.map_err(|cause| broken(&self.socket, &cause))?;
+        let response = response.map_err(|cause| not_answered(&self.socket, &cause))?;
         if response.status() != StatusCode::OK {
             let status = response.status();
             let text = response
@@ -268,6 +269,24 @@ pub fn nobody_listens(cause: &io::Error) -> bool {
 
 fn full(bytes: Vec<u8>) -> RequestBody {
     BoxBody::new(Full::new(Bytes::from(bytes)).map_err(|never| match never {}))
+}
+
+/// The error of a request to which no answer came. A Unix socket is reset when it is closed before
+/// what was sent has been read; so the daemon ended without knowing of the request.
+fn not_answered(socket: &Path, cause: &hyper::Error) -> CallError {
+    let kind = cause
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .map(io::Error::kind);
+    let reset = matches!(
+        kind,
+        Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    );
+    if reset || cause.is_canceled() {
+        let message = format!("{}: the daemon is just ending: try again", socket.display());
+        return CallError::new(CallErrorKind::PoolHeld, message);
+    }
+    broken(socket, cause)
 }
 
 fn broken(socket: &Path, cause: &dyn std::fmt::Display) -> CallError {

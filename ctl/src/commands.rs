@@ -15,7 +15,7 @@ use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::pool_dir::{Access, PoolDir};
 use crate::protocol::{Call, CallError, CallErrorKind, Reply};
-use crate::session::Session;
+use crate::session::{Session, patiently};
 
 /// What every command has at hand.
 struct Context {
@@ -99,11 +99,15 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
 impl Context {
     /// Makes one call on a pool.
     async fn call(&self, pool: &str, access: Access, call: Call) -> Result<Reply, CallError> {
-        let mut session = Session::open(PoolDir::open(pool)?, access).await?;
+        let dir = PoolDir::open(pool)?;
         let progress = self.output.progress("working");
-        let result = session.call(call, &progress.sink()).await;
-        let closed = self.settle(session).await;
-        result.and_then(|reply| closed.map(|()| reply))
+        patiently(async || {
+            let mut session = Session::open(dir.clone(), access).await?;
+            let result = session.call(call.clone(), &progress.sink()).await;
+            let closed = self.settle(session).await;
+            result.and_then(|reply| closed.map(|()| reply))
+        })
+        .await
     }
 
     /// Gives back what deleted devices used, unless a daemon does, and closes the pool.

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::client::Client;
 use crate::control::ControlSocket;
 use crate::exports::{PoolExports, address_of, start_server};
 use crate::metrics::MetricsServer;
@@ -37,6 +38,9 @@ const CALLS_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a daemon that was started for an attachment waits for it.
 const FIRST_ATTACHMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often such a daemon looks whether its attachments are still there.
+const GONE_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Threads for control calls, commits and metrics. Exports have threads of their own.
 const WORKER_THREADS: usize = 2;
@@ -121,16 +125,28 @@ async fn open_pools(args: &ServeArgs) -> Result<Vec<Arc<PoolService>>, CallError
 }
 
 async fn open_pool(dir: &PoolDir) -> Result<PoolService, CallError> {
-    if let Ok(Some(mut client)) = crate::client::Client::connect(dir).await {
-        let pid = client.status().await.ok().and_then(|info| info.daemon_pid);
-        let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-        let message = format!(
-            "pool {} is served by another daemon already{pid}",
-            dir.path.display()
-        );
-        return Err(CallError::new(CallErrorKind::Busy, message));
+    if let Ok(Some(mut client)) = Client::connect(dir).await {
+        match client.status().await {
+            // It is just ending.
+            Err(error) if error.kind == CallErrorKind::PoolHeld => {}
+            status => {
+                return Err(served_already(
+                    dir,
+                    status.ok().and_then(|info| info.daemon_pid),
+                ));
+            }
+        }
     }
-    patiently(|| PoolService::open(dir.clone())).await
+    patiently(async || PoolService::open(dir.clone())).await
+}
+
+fn served_already(dir: &PoolDir, pid: Option<u32>) -> CallError {
+    let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+    let message = format!(
+        "pool {} is served by another daemon already{pid}",
+        dir.path.display()
+    );
+    CallError::new(CallErrorKind::Busy, message)
 }
 
 fn log_opened(service: &PoolService) {
@@ -332,12 +348,11 @@ async fn nothing_attached(args: &ServeArgs, pools: &[Arc<PoolService>]) {
             let mut patience = FIRST_ATTACHMENT_TIMEOUT;
             loop {
                 let emptied = service.attachments.emptied.notified();
-                let rung = tokio::time::timeout(patience, emptied).await.is_ok();
+                // Block devices may be taken away without us, which nothing tells.
+                drop(tokio::time::timeout(patience, emptied).await);
+                patience = GONE_POLL_INTERVAL;
                 if service.attachments.is_empty().await {
                     return;
-                }
-                if !rung {
-                    patience = Duration::MAX;
                 }
             }
         });

@@ -46,6 +46,10 @@ const CODES: [(CallErrorKind, u8); 11] = [
 
 /// The code for a kind of failure.
 pub fn code_of(kind: CallErrorKind) -> u8 {
+    let kind = match kind {
+        CallErrorKind::PoolHeld => CallErrorKind::Busy,
+        other => other,
+    };
     CODES
         .iter()
         .find(|(known, _)| *known == kind)

@@ -302,6 +302,9 @@ pub enum CallErrorKind {
     OutputClosed,
     /// Stopped by a signal.
     Interrupted,
+    /// A process that may be about to let go has the pool, and nothing has happened: another one
+    /// locks it, or its daemon ended before it took the request.
+    PoolHeld,
 }
 
 /// A failed call: one line for people, and the kind that decides the exit code.

@@ -8,9 +8,9 @@ use crate::pool_dir::{Access, PoolDir};
 use crate::protocol::{Call, CallError, CallErrorKind, Progress, Reply};
 use crate::service::{PoolService, ProgressSink, execute};
 
-/// How long a pool that another process has is waited for: most hold it for a moment only.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
-const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a pool that another process has is waited for, and how often it is looked at.
+const HELD_TIMEOUT: Duration = Duration::from_secs(3);
+const HELD_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A pool to make calls on.
 pub enum Session {
@@ -25,24 +25,16 @@ impl Session {
     /// others or for everything alone.
     ///
     /// # Errors
-    /// `NotFound`, `Busy` when another process keeps it, and what makes it impossible to open.
+    /// `PoolHeld` when another process has it, and what makes it impossible to open.
     pub async fn open(dir: PoolDir, access: Access) -> Result<Session, CallError> {
-        let open_local = || match access {
-            Access::Read => PoolService::open_read_only(dir.clone()),
-            Access::Write => PoolService::open(dir.clone()),
-        };
-        let deadline = Instant::now() + BUSY_TIMEOUT;
-        loop {
-            if let Some(client) = Client::connect(&dir).await? {
-                return Ok(Session::Remote(client));
-            }
-            match open_local() {
-                Err(error) if error.kind == CallErrorKind::Busy && Instant::now() < deadline => {
-                    tokio::time::sleep(BUSY_POLL_INTERVAL).await;
-                }
-                opened => return Ok(Session::Local(Arc::new(opened?))),
-            }
+        if let Some(client) = Client::connect(&dir).await? {
+            return Ok(Session::Remote(client));
         }
+        let service = match access {
+            Access::Read => PoolService::open_read_only(dir)?,
+            Access::Write => PoolService::open(dir)?,
+        };
+        Ok(Session::Local(Arc::new(service)))
     }
 
     /// Makes a call.
@@ -68,17 +60,19 @@ impl Session {
     }
 }
 
-/// Does something on a pool that no daemon serves and for which it need not be open, waiting for
-/// processes that hold it for a moment.
+/// Does something with a pool, again and again for a while as long as another process has it: most
+/// hold it for a moment only, and a daemon that ends does so soon.
 ///
 /// # Errors
-/// As `job`, and `Busy` as [`Session::open`].
-pub async fn patiently<T>(mut job: impl FnMut() -> Result<T, CallError>) -> Result<T, CallError> {
-    let deadline = Instant::now() + BUSY_TIMEOUT;
+/// As `job`; `PoolHeld` only when that lasts.
+pub async fn patiently<T>(
+    mut job: impl AsyncFnMut() -> Result<T, CallError>,
+) -> Result<T, CallError> {
+    let deadline = Instant::now() + HELD_TIMEOUT;
     loop {
-        match job() {
-            Err(error) if error.kind == CallErrorKind::Busy && Instant::now() < deadline => {
-                tokio::time::sleep(BUSY_POLL_INTERVAL).await;
+        match job().await {
+            Err(error) if error.kind == CallErrorKind::PoolHeld && Instant::now() < deadline => {
+                tokio::time::sleep(HELD_POLL_INTERVAL).await;
             }
             done => return done,
         }

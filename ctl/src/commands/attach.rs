@@ -18,6 +18,7 @@ use crate::daemon::READY_PREFIX;
 use crate::exit;
 use crate::pool_dir::{Access, DAEMON_LOG, PoolDir};
 use crate::protocol::{AttachTarget, Attachment, Call, CallError, CallErrorKind, Detached, Reply};
+use crate::session::patiently;
 
 /// How long a daemon may take to end after its last attachment is gone.
 const DAEMON_END_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,18 +28,21 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
     let dir = PoolDir::open(&args.device.pool)?;
     let mount = args.mount.as_deref().map(absolute_directory).transpose()?;
     let progress = context.output.progress("attaching");
-    let mut client = match Client::connect(&dir).await? {
-        Some(client) => client,
-        None => start_daemon(&dir).await?,
-    };
     let call = Call::Attach {
         name: args.device.name.clone(),
         mount,
     };
-    let attachment = match client.call(&call, &|_| {}).await? {
-        Reply::Attached(attachment) => attachment,
-        other => return Err(unexpected(&other)),
-    };
+    let attachment = patiently(async || {
+        let mut client = match Client::connect(&dir).await? {
+            Some(client) => client,
+            None => start_daemon(&dir).await?,
+        };
+        match client.call(&call, &|_| {}).await? {
+            Reply::Attached(attachment) => Ok(attachment),
+            other => Err(unexpected(&other)),
+        }
+    })
+    .await?;
     drop(progress);
     context
         .output
@@ -127,6 +131,11 @@ fn end_of_daemon(child: &mut Child, log_path: &Path, log_from: u64) -> CallError
             .collect::<io::Result<Vec<_>>>()?;
         Ok(lines.last().cloned().unwrap_or_default())
     };
+    // Another daemon was faster: that one will do.
+    let kind = match kind {
+        CallErrorKind::Busy => CallErrorKind::PoolHeld,
+        other => other,
+    };
     let words = last_words().unwrap_or_default();
     match words
         .strip_prefix("thinpoold: ")
@@ -145,12 +154,12 @@ fn end_of_daemon(child: &mut Child, log_path: &Path, log_from: u64) -> CallError
 
 pub(super) async fn detach(context: &Context, what: &str) -> Result<(), CallError> {
     let detached = if Path::new(what).starts_with("/dev") {
-        detach_device(Path::new(what)).await?
+        patiently(async || detach_device(Path::new(what)).await).await?
     } else {
         let device: DeviceArg = what
             .parse()
             .map_err(|reason| CallError::invalid(format!("{what}: {reason}")))?;
-        detach_name(&device).await?
+        patiently(async || detach_name(&device).await).await?
     };
     context.output.print_quietly(&detached)
 }
@@ -237,10 +246,10 @@ async fn wait_until_free(dir: &PoolDir) -> Result<(), CallError> {
     let deadline = Instant::now() + DAEMON_END_TIMEOUT;
     loop {
         match dir.open_stores(Access::Read) {
-            Err(error) if error.kind == CallErrorKind::Busy && Instant::now() < deadline => {
+            Err(error) if error.kind == CallErrorKind::PoolHeld && Instant::now() < deadline => {
                 tokio::time::sleep(DAEMON_END_POLL_INTERVAL).await;
             }
-            Err(error) if error.kind == CallErrorKind::Busy => return Err(error),
+            Err(error) if error.kind == CallErrorKind::PoolHeld => return Err(error),
             // Any other trouble is for whoever opens the pool next.
             _ => return Ok(()),
         }

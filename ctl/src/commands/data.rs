@@ -15,7 +15,7 @@ use crate::interrupt::Interrupt;
 use crate::output::output_error;
 use crate::pool_dir::{Access, PoolDir};
 use crate::protocol::{CallError, Progress, Reply};
-use crate::session::Session;
+use crate::session::{Session, patiently};
 use crate::transfer::{PIECE_LEN, Reading, Writing};
 
 /// Pieces of input that wait to be written.
@@ -27,7 +27,7 @@ pub(super) async fn read(
     offset: u64,
     length: Option<u64>,
 ) -> Result<(), CallError> {
-    let session = Session::open(PoolDir::open(&device.pool)?, Access::Read).await?;
+    let dir = PoolDir::open(&device.pool)?;
     let mut sink = Sink::standard_output()?;
     let progress = context.output.progress("reading");
     let mut done = 0;
@@ -39,17 +39,22 @@ pub(super) async fn read(
         progress.tell(&bytes_done(done, length.unwrap_or(0)));
         Ok(())
     };
-    match session {
-        Session::Remote(mut client) => client.read(&device.name, offset, length, &mut take).await?,
-        Session::Local(service) => {
-            let mut reading = Reading::begin(&service, &device.name, offset, length)?;
-            while let Some(frames) = reading.next().await? {
-                frames.into_iter().try_for_each(&mut take)?;
+    patiently(
+        async || match Session::open(dir.clone(), Access::Read).await? {
+            Session::Remote(mut client) => {
+                client.read(&device.name, offset, length, &mut take).await
             }
-            drop(reading);
-            service.close().await?;
-        }
-    }
+            Session::Local(service) => {
+                let mut reading = Reading::begin(&service, &device.name, offset, length)?;
+                while let Some(frames) = reading.next().await? {
+                    frames.into_iter().try_for_each(&mut take)?;
+                }
+                drop(reading);
+                service.close().await
+            }
+        },
+    )
+    .await?;
     sink.finish().map_err(|cause| output_error(&cause))
 }
 
@@ -130,7 +135,16 @@ pub(super) async fn write(
     device: &DeviceArg,
     offset: u64,
 ) -> Result<(), CallError> {
-    let session = Session::open(PoolDir::open(&device.pool)?, Access::Write).await?;
+    let dir = PoolDir::open(&device.pool)?;
+    let session = patiently(async || {
+        let mut session = Session::open(dir.clone(), Access::Write).await?;
+        // The input can be sent only once: that somebody takes it is made sure of before.
+        if let Session::Remote(client) = &mut session {
+            client.status().await?;
+        }
+        Ok(session)
+    })
+    .await?;
     let (length, pieces) = standard_input()?;
     match session {
         Session::Remote(mut client) => {

@@ -1,13 +1,14 @@
 //! Volumes and snapshots: `create`, `create-snap`, `clone`, `rm`, `rename`, `resize`, `rollback`,
 //! `freeze`.
 
+use std::iter::Peekable;
 use std::path::Path;
 
 use super::{Context, unexpected};
 use crate::cli::DeviceArg;
 use crate::pool_dir::{Access, PoolDir, existing_origin, locate};
 use crate::protocol::{Call, CallError, Reply};
-use crate::session::Session;
+use crate::session::{Session, patiently};
 
 pub(super) async fn create(
     context: &Context,
@@ -53,26 +54,36 @@ pub(super) async fn clone(
 }
 
 pub(super) async fn remove(context: &Context, devices: &[DeviceArg]) -> Result<(), CallError> {
-    let pool = same_pool(devices)?;
-    let mut session = Session::open(PoolDir::open(pool)?, Access::Write).await?;
-    let progress = context.output.progress("deleting");
-    let mut result = Ok(());
-    for device in devices {
-        let call = Call::Remove {
-            name: device.name.clone(),
-        };
-        result = session.call(call, &progress.sink()).await.map(drop);
-        if result.is_err() {
-            break;
-        }
-    }
-    drop(progress);
-    let closed = context.settle(session).await;
-    result.and(closed)?;
+    let dir = PoolDir::open(same_pool(devices)?)?;
+    let mut left = devices.iter().peekable();
+    patiently(async || {
+        let mut session = Session::open(dir.clone(), Access::Write).await?;
+        let result = remove_all(context, &mut session, &mut left).await;
+        let closed = context.settle(session).await;
+        result.and(closed)
+    })
+    .await?;
     let names: Vec<_> = devices.iter().map(|device| &device.name).collect();
     context
         .output
         .print_quietly(&serde_json::json!({ "removed": names }))
+}
+
+/// Deletes one after the other; `left` begins with the one that could not be deleted.
+async fn remove_all<'a>(
+    context: &Context,
+    session: &mut Session,
+    left: &mut Peekable<impl Iterator<Item = &'a DeviceArg>>,
+) -> Result<(), CallError> {
+    let progress = context.output.progress("deleting");
+    while let Some(device) = left.peek() {
+        let name = device.name.clone();
+        session
+            .call(Call::Remove { name }, &progress.sink())
+            .await?;
+        left.next();
+    }
+    Ok(())
 }
 
 pub(super) async fn rename(

@@ -16,18 +16,17 @@ use crate::session::patiently;
 pub(super) async fn check(context: &Context, pool: &str) -> Result<u8, CallError> {
     let dir = PoolDir::open(pool)?;
     let progress = context.output.progress("checking");
-    let report = match Client::connect(&dir).await? {
-        None => patiently(|| check_files(&dir, &progress.sink())).await?,
+    let report = patiently(async || match Client::connect(&dir).await? {
+        None => check_files(&dir, &progress.sink()),
         Some(mut client) => {
-            match client
-                .call(&Call::Check, &|at: Progress| progress.tell(&at))
-                .await?
-            {
-                Reply::Check(report) => report,
-                other => return Err(unexpected(&other)),
+            let tell = |at: Progress| progress.tell(&at);
+            match client.call(&Call::Check, &tell).await? {
+                Reply::Check(report) => Ok(report),
+                other => Err(unexpected(&other)),
             }
         }
-    };
+    })
+    .await?;
     drop(progress);
     context.output.print(&report, describe)?;
     Ok(if report.clean {
@@ -63,15 +62,13 @@ fn describe(report: &CheckReport) -> String {
 
 pub(super) async fn dump(_context: &Context, pool: &str) -> Result<(), CallError> {
     let dir = PoolDir::open(pool)?;
-    match Client::connect(&dir).await? {
-        None => patiently(|| dump_files(&dir, &mut io::stdout().lock())).await,
-        Some(mut client) => {
-            client
-                .dump(&mut |frame| match frame {
-                    Frame::Data(bytes) => write_out(&bytes),
-                    _ => Ok(()),
-                })
-                .await
-        }
-    }
+    let mut take = |frame: Frame| match frame {
+        Frame::Data(bytes) => write_out(&bytes),
+        _ => Ok(()),
+    };
+    patiently(async || match Client::connect(&dir).await? {
+        None => dump_files(&dir, &mut io::stdout().lock()),
+        Some(mut client) => client.dump(&mut take).await,
+    })
+    .await
 }

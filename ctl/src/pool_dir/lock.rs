@@ -32,7 +32,7 @@ impl PoolDir {
     /// Opens and locks both stores.
     ///
     /// # Errors
-    /// `Busy` when another process uses the pool; else what stopped the stores from being opened.
+    /// `PoolHeld` when another process uses the pool; else what stopped the stores from being opened.
     pub fn open_stores(&self, access: Access) -> Result<StoreFiles, CallError> {
         let metadata = self.open_store(&self.metadata_path(), access)?;
         let data = self.open_store(&self.data_path(), access)?;
@@ -56,7 +56,7 @@ impl PoolDir {
             "pool {} is in use by another process{holder}: wait for it, or end it",
             self.path.display()
         );
-        CallError::new(CallErrorKind::Busy, message)
+        CallError::new(CallErrorKind::PoolHeld, message)
     }
 }
 
