@@ -60,17 +60,30 @@ impl History {
     }
 
     /// Begins a write; its content, or zeros.
-    pub fn begin(&self, volume: usize, sectors: std::ops::Range<u64>, zeros: bool) -> (Running, Vec<u8>) {
+    pub fn begin(
+        &self,
+        volume: usize,
+        sectors: std::ops::Range<u64>,
+        zeros: bool,
+    ) -> (Running, Vec<u8>) {
         let now = self.now();
         let word = if zeros { 0 } else { now };
         let mut bytes = Vec::new();
         let mut state = self.0.lock();
         for sector in sectors.clone() {
             let word = tag(volume, word, sector);
-            state.writes[volume][index(sector)].push(Write { word, began: now, ended: RUNNING });
+            state.writes[volume][index(sector)].push(Write {
+                word,
+                began: now,
+                ended: RUNNING,
+            });
             bytes.extend_from_slice(&Unit::Words(word).bytes());
         }
-        let running = Running { volume, sectors, word };
+        let running = Running {
+            volume,
+            sectors,
+            word,
+        };
         (running, bytes)
     }
 

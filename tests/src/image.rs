@@ -28,7 +28,11 @@ pub fn expect_sound(metadata: &Image, data_blocks: u64) -> u64 {
         ..CheckOptions::default()
     };
     let report = check(metadata, &options);
-    assert!(report.is_sound(), "the metadata is damaged: {:#?}", report.findings);
+    assert!(
+        report.is_sound(),
+        "the metadata is damaged: {:#?}",
+        report.findings
+    );
     assert!(!report.needs_check, "needs_check is set");
     let Some(summary) = report.superblock else {
         unreachable!("a sound pool has a superblock")
@@ -52,7 +56,9 @@ pub fn dumped(metadata: &Image) -> BTreeMap<u32, Dumped> {
             };
             let rest = &line[start + marker.len()..];
             let digits = rest.split('"').next().unwrap_or_default();
-            digits.parse().unwrap_or_else(|_| panic!("{line:?} has a bad {key}"))
+            digits
+                .parse()
+                .unwrap_or_else(|_| panic!("{line:?} has a bad {key}"))
         };
         let small = |key: &str| u32::try_from(number(key)).unwrap_or(u32::MAX);
         let line = line.trim_start();
@@ -64,7 +70,11 @@ pub fn dumped(metadata: &Image) -> BTreeMap<u32, Dumped> {
         } else if line.starts_with("<single_mapping ") {
             (number("origin_block"), 1, number("data_block"))
         } else if line.starts_with("<range_mapping ") {
-            (number("origin_begin"), number("length"), number("data_begin"))
+            (
+                number("origin_begin"),
+                number("length"),
+                number("data_begin"),
+            )
         } else {
             continue;
         };
@@ -73,7 +83,10 @@ pub fn dumped(metadata: &Image) -> BTreeMap<u32, Dumped> {
             panic!("a mapping outside of a device")
         };
         for step in 0..count {
-            let mapping = Mapping { data: data + step, time };
+            let mapping = Mapping {
+                data: data + step,
+                time,
+            };
             device.mappings.insert(first + step, mapping);
         }
     }

@@ -11,7 +11,11 @@ use crate::sim::Shape;
 #[expect(missing_docs, reason = "the fields are what their names say")]
 pub enum Op {
     /// Creates a volume.
-    Create { name: DeviceName, size: u64, has_origin: bool },
+    Create {
+        name: DeviceName,
+        size: u64,
+        has_origin: bool,
+    },
     /// Takes snapshots at one instant.
     Snapshots(Vec<DeviceName>),
     /// Makes a writable volume.
@@ -33,17 +37,41 @@ pub enum Op {
     /// Adds metadata blocks.
     GrowMetadata(u64),
     /// Reads.
-    Read { name: DeviceName, offset: u64, len: u64 },
+    Read {
+        name: DeviceName,
+        offset: u64,
+        len: u64,
+    },
     /// Writes.
-    Write { name: DeviceName, offset: u64, len: u64, durable: bool },
+    Write {
+        name: DeviceName,
+        offset: u64,
+        len: u64,
+        durable: bool,
+    },
     /// Flushes a device.
     Flush { name: DeviceName },
     /// Discards.
-    Discard { name: DeviceName, offset: u64, len: u64, durable: bool },
+    Discard {
+        name: DeviceName,
+        offset: u64,
+        len: u64,
+        durable: bool,
+    },
     /// Zeroes.
-    Zeroes { name: DeviceName, offset: u64, len: u64, zeroing: Zeroing, durable: bool },
+    Zeroes {
+        name: DeviceName,
+        offset: u64,
+        len: u64,
+        zeroing: Zeroing,
+        durable: bool,
+    },
     /// Asks what is where.
-    Extents { name: DeviceName, offset: u64, len: u64 },
+    Extents {
+        name: DeviceName,
+        offset: u64,
+        len: u64,
+    },
     /// Commits.
     Commit,
     /// Opens a device for a while.
@@ -134,10 +162,26 @@ impl Generator {
         let (offset, len) = self.range(size);
         let durable = self.prng.chance(10);
         match self.prng.below(100) {
-            0..50 => Op::Write { name, offset, len, durable },
+            0..50 => Op::Write {
+                name,
+                offset,
+                len,
+                durable,
+            },
             50..62 => Op::Read { name, offset, len },
-            62..74 => Op::Discard { name, offset, len, durable },
-            74..84 => Op::Zeroes { name, offset, len, zeroing: self.zeroing(), durable },
+            62..74 => Op::Discard {
+                name,
+                offset,
+                len,
+                durable,
+            },
+            74..84 => Op::Zeroes {
+                name,
+                offset,
+                len,
+                zeroing: self.zeroing(),
+                durable,
+            },
             84..88 => Op::Extents { name, offset, len },
             88..96 => Op::Flush { name },
             96..98 => Op::Commit,
@@ -153,10 +197,17 @@ impl Generator {
                 has_origin: self.prng.chance(15),
             },
             14..32 => {
-                let count = if self.prng.chance(30) { 1 + self.prng.below(3) } else { 1 };
+                let count = if self.prng.chance(30) {
+                    1 + self.prng.below(3)
+                } else {
+                    1
+                };
                 Op::Snapshots((0..count).map(|_| self.new_snapshot(model)).collect())
             }
-            32..42 => Op::Clone { from: self.some_device(model, 40), to: self.volume_name() },
+            32..42 => Op::Clone {
+                from: self.some_device(model, 40),
+                to: self.volume_name(),
+            },
             42..56 => Op::Remove(self.some_device(model, 50)),
             56..64 => Op::Reclaim,
             64..68 => {
@@ -168,7 +219,10 @@ impl Generator {
                 };
                 Op::Rename { from, to }
             }
-            68..76 => Op::Resize { name: self.some_device(model, 95), size: self.size() },
+            68..76 => Op::Resize {
+                name: self.some_device(model, 95),
+                size: self.size(),
+            },
             76..82 => Op::Rollback(self.some_snapshot(model)),
             82..83 => Op::Freeze(self.some_device(model, 90)),
             83..85 => Op::GrowData(1 + self.prng.below(8)),
@@ -207,8 +261,11 @@ impl Generator {
             return self.volume_name();
         }
         let wants_snapshot = !self.prng.chance(volumes);
-        let fitting: Vec<_> =
-            model.devices.keys().filter(|name| name.is_snapshot() == wants_snapshot).collect();
+        let fitting: Vec<_> = model
+            .devices
+            .keys()
+            .filter(|name| name.is_snapshot() == wants_snapshot)
+            .collect();
         if fitting.is_empty() {
             let names: Vec<_> = model.devices.keys().collect();
             return names[self.prng.index(names.len())].clone();
@@ -218,7 +275,11 @@ impl Generator {
 
     fn some_snapshot(&mut self, model: &Model) -> DeviceName {
         let name = self.some_device(model, 0);
-        if name.is_snapshot() { name } else { self.snapshot_of(&name) }
+        if name.is_snapshot() {
+            name
+        } else {
+            self.snapshot_of(&name)
+        }
     }
 
     fn size(&mut self) -> u64 {
@@ -241,7 +302,11 @@ impl Generator {
     }
 
     fn zeroing(&mut self) -> Zeroing {
-        [Zeroing::MayUnmap, Zeroing::KeepMapped, Zeroing::Fast, Zeroing::FastKeepMapped]
-            [self.prng.index(4)]
+        [
+            Zeroing::MayUnmap,
+            Zeroing::KeepMapped,
+            Zeroing::Fast,
+            Zeroing::FastKeepMapped,
+        ][self.prng.index(4)]
     }
 }

@@ -12,11 +12,11 @@ impl Prng {
 
     /// A generator of its own for one purpose, so that what it is asked leaves this one alone.
     pub fn fork(&mut self) -> Self {
-        Prng(self.next())
+        Prng(self.bits())
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Prng {
 
     /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.bits() % limit
     }
 
     /// An index into `len` things, of which there is at least one.

@@ -49,14 +49,17 @@ impl Family {
         };
         let mut tally = Tally::default();
         for seed in seeds {
-            each_seed(self.test, seed, self.operations, || tally.add(&self.run_seed(seed)));
+            each_seed(self.test, seed, self.operations, || {
+                tally.add(&self.run_seed(seed))
+            });
         }
         eprintln!("{}: {tally:?}", self.test);
     }
 
     fn run_seed(&self, seed: u64) -> Tally {
         let mut prng = Prng::new(seed);
-        let between = |prng: &mut Prng, (least, most): (u64, u64)| least + prng.below(most - least + 1);
+        let between =
+            |prng: &mut Prng, (least, most): (u64, u64)| least + prng.below(most - least + 1);
         let geometry = Geometry {
             data_blocks: between(&mut prng, self.data_blocks),
             metadata_blocks: between(&mut prng, self.metadata_blocks),

@@ -1,6 +1,8 @@
 //! Requests and operations on names at the same time, interleaved at every await, and the power
 //! cut in between.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -137,7 +139,11 @@ impl Run {
         sectors: std::ops::Range<u64>,
         keep: bool,
     ) {
-        let zeroing = if keep { Zeroing::KeepMapped } else { Zeroing::MayUnmap };
+        let zeroing = if keep {
+            Zeroing::KeepMapped
+        } else {
+            Zeroing::MayUnmap
+        };
         let (at, len) = (sectors.start * 512, (sectors.end - sectors.start) * 512);
         let (running, _) = self.history.begin(index, sectors, true);
         let zeroed = device.write_zeroes(at, len, zeroing, false).await;
@@ -190,10 +196,15 @@ impl Run {
         let first = prng.index(VOLUMES);
         let last = if prng.chance(40) { VOLUMES } else { first + 1 };
         let volumes = first..last;
-        let names = volumes.clone().map(|index| volume(index).at(&format!("s{group}")).unwrap());
+        let names = volumes
+            .clone()
+            .map(|index| volume(index).at(&format!("s{group}")).unwrap());
         let names: Vec<_> = names.collect();
         let asked = self.history.now();
-        let made = self.pool.create_snapshots(names.iter().map(new).collect()).await;
+        let made = self
+            .pool
+            .create_snapshots(names.iter().map(new).collect())
+            .await;
         if self.succeeded("a snapshot", made).is_some() {
             self.note_copies(names.into_iter().zip(volumes), group, asked);
         }
@@ -210,14 +221,15 @@ impl Run {
         }
     }
 
-    fn note_copies(
-        &self,
-        made: impl Iterator<Item = (DeviceName, usize)>,
-        group: u64,
-        asked: u64,
-    ) {
+    fn note_copies(&self, made: impl Iterator<Item = (DeviceName, usize)>, group: u64, asked: u64) {
         let done = self.history.now();
-        let copies = made.map(|(name, volume)| Copy { name, group, volume, asked, done });
+        let copies = made.map(|(name, volume)| Copy {
+            name,
+            group,
+            volume,
+            asked,
+            done,
+        });
         self.copies.lock().extend(copies);
         // Whatever had ended before is durable with it, in every volume.
         (0..VOLUMES).for_each(|index| self.history.durable(index, asked));
@@ -252,9 +264,14 @@ impl Run {
     fn check(&self, pool: &Arc<Pool<SimHost>>, after_cut: bool) {
         let end = self.history.now();
         for index in 0..VOLUMES {
-            let horizon = if after_cut { self.history.durable_before(index) } else { end };
+            let horizon = if after_cut {
+                self.history.durable_before(index)
+            } else {
+                end
+            };
             let bytes = read_all(pool, &volume(index));
-            self.history.check("at the end", (index, 0, &bytes), horizon, end);
+            self.history
+                .check("at the end", (index, 0, &bytes), horizon, end);
         }
         let copies = self.copies.lock();
         for copy in copies.iter() {
@@ -267,7 +284,8 @@ impl Run {
             }
             let bytes = read_all(pool, &copy.name);
             let who = format!("{}, closure at {horizon}", copy.name);
-            self.history.check(&who, (copy.volume, 0, &bytes), horizon, copy.done);
+            self.history
+                .check(&who, (copy.volume, 0, &bytes), horizon, copy.done);
         }
     }
 }
@@ -309,13 +327,18 @@ fn seeds(first: u64, count: u64, test: &str, run: impl Fn(Prng)) {
 
 #[test]
 fn interleaved_requests_follow_the_rules() {
-    seeds(1, 150, "interleaved_requests_follow_the_rules", |mut prng| {
-        let machine = machine(&mut prng, 600);
-        let shared = Run::new(&machine, false, false);
-        run(shared.tasks(&mut prng, 40), &mut prng.fork());
-        shared.check(&shared.pool, false);
-        check_space(&machine, &shared.pool, 600);
-    });
+    seeds(
+        1,
+        150,
+        "interleaved_requests_follow_the_rules",
+        |mut prng| {
+            let machine = machine(&mut prng, 600);
+            let shared = Run::new(&machine, false, false);
+            run(shared.tasks(&mut prng, 40), &mut prng.fork());
+            shared.check(&shared.pool, false);
+            check_space(&machine, &shared.pool, 600);
+        },
+    );
 }
 
 #[test]
@@ -332,35 +355,45 @@ fn a_full_pool_stays_true() {
 
 #[test]
 fn a_power_cut_under_load_loses_nothing_flushed() {
-    seeds(2000, 400, "a_power_cut_under_load_loses_nothing_flushed", |mut prng| {
-        let machine = machine(&mut prng, 600);
-        let shared = Run::new(&machine, true, false);
-        let power = &machine.power;
-        power.cut_at(Some(power.changes() + prng.below(600)));
-        run(shared.tasks(&mut prng, 40), &mut prng.fork());
-        let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
-        let pool = survivor.open().unwrap();
-        shared.check(&pool, true);
-        check_space(&survivor, &pool, 600);
-    });
+    seeds(
+        2000,
+        400,
+        "a_power_cut_under_load_loses_nothing_flushed",
+        |mut prng| {
+            let machine = machine(&mut prng, 600);
+            let shared = Run::new(&machine, true, false);
+            let power = &machine.power;
+            power.cut_at(Some(power.changes() + prng.below(600)));
+            run(shared.tasks(&mut prng, 40), &mut prng.fork());
+            let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
+            let pool = survivor.open().unwrap();
+            shared.check(&pool, true);
+            check_space(&survivor, &pool, 600);
+        },
+    );
 }
 
 /// No request fails for want of space while discarded blocks are on their way back.
 #[test]
 fn space_on_its_way_back_is_waited_for() {
-    seeds(3000, 60, "space_on_its_way_back_is_waited_for", |mut prng| {
-        // Two volumes fit exactly, if every discarded block can be used again.
-        let blocks = VOLUMES as u64 * BLOCKS + 1;
-        let machine = machine(&mut prng, blocks);
-        let shared = Run::new(&machine, false, false);
-        let mut tasks: Vec<Task<'_>> = Vec::new();
-        for index in 0..VOLUMES {
-            tasks.push(Box::pin(shared.requests(index, prng.fork(), 80)));
-        }
-        run(tasks, &mut prng.fork());
-        shared.check(&shared.pool, false);
-        check_space(&machine, &shared.pool, blocks);
-    });
+    seeds(
+        3000,
+        60,
+        "space_on_its_way_back_is_waited_for",
+        |mut prng| {
+            // Two volumes fit exactly, if every discarded block can be used again.
+            let blocks = VOLUMES as u64 * BLOCKS + 1;
+            let machine = machine(&mut prng, blocks);
+            let shared = Run::new(&machine, false, false);
+            let mut tasks: Vec<Task<'_>> = Vec::new();
+            for index in 0..VOLUMES {
+                tasks.push(Box::pin(shared.requests(index, prng.fork(), 80)));
+            }
+            run(tasks, &mut prng.fork());
+            shared.check(&shared.pool, false);
+            check_space(&machine, &shared.pool, blocks);
+        },
+    );
 }
 
 #[test]

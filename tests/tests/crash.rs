@@ -1,6 +1,8 @@
 //! Short workloads: the power is cut at every change of a store, and every I/O fails once or from
 //! then on.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use pool::{DeviceName, Mode, Zeroing};
 use tests::Prng;
 use tests::driver::Driver;
@@ -55,7 +57,72 @@ fn resize(text: &str, bytes: u64) -> Op {
 }
 
 /// Each begins on an empty pool of 12 data blocks.
-fn workloads() -> Vec<Vec<Op>> {
+fn workloads() -> [Vec<Op>; 5] {
+    [flushing(), snapshots(), clones(), shrinking(), filling()]
+}
+
+/// Writes, flushes, durable writes.
+fn flushing() -> Vec<Op> {
+    vec![
+        create("a", 4),
+        write("a", 0, 2 * BLOCK, false),
+        flush("a"),
+        write("a", 0, BLOCK, false),
+        write("a", 1, 4096, true),
+        write("a", 2, 512, false),
+        flush("a"),
+        Op::Reopen,
+        write("a", 2, 4096, false),
+        Op::Commit,
+    ]
+}
+
+/// Snapshots, their removal, a rollback.
+fn snapshots() -> Vec<Op> {
+    vec![
+        create("a", 3),
+        write("a", 0, 3 * BLOCK, false),
+        snapshot("a@s"),
+        write("a", 0, 4096, false),
+        write("a", 1, BLOCK, true),
+        snapshot("a@t"),
+        write("a", 1, 512, false),
+        Op::Remove(name("a@s")),
+        Op::Reclaim,
+        flush("a"),
+        Op::Rollback(name("a@t")),
+        Op::Reclaim,
+        write("a", 2, 512, true),
+    ]
+}
+
+/// A group of snapshots, clones, renaming, freezing.
+fn clones() -> Vec<Op> {
+    vec![
+        create("a", 3),
+        create("b", 2),
+        write("a", 0, 3 * BLOCK, false),
+        write("b", 0, BLOCK, false),
+        Op::Snapshots(vec![name("a@g"), name("b@g")]),
+        Op::Clone {
+            from: name("a@g"),
+            to: name("c"),
+        },
+        write("c", 1, 4096, false),
+        Op::Rename {
+            from: name("a"),
+            to: name("z"),
+        },
+        flush("c"),
+        Op::Remove(name("z")),
+        write("b", 1, BLOCK, true),
+        Op::Freeze(name("c")),
+        Op::Reclaim,
+    ]
+}
+
+/// Discards, zeroing, shrinking and enlarging.
+fn shrinking() -> Vec<Op> {
     let zeroes = Op::Zeroes {
         name: name("a"),
         offset: 3 * BLOCK / 2,
@@ -64,75 +131,37 @@ fn workloads() -> Vec<Vec<Op>> {
         durable: true,
     };
     vec![
-        vec![
-            create("a", 4),
-            write("a", 0, 2 * BLOCK, false),
-            flush("a"),
-            write("a", 0, BLOCK, false),
-            write("a", 1, 4096, true),
-            write("a", 2, 512, false),
-            flush("a"),
-            Op::Reopen,
-            write("a", 2, 4096, false),
-            Op::Commit,
-        ],
-        vec![
-            create("a", 3),
-            write("a", 0, 3 * BLOCK, false),
-            snapshot("a@s"),
-            write("a", 0, 4096, false),
-            write("a", 1, BLOCK, true),
-            snapshot("a@t"),
-            write("a", 1, 512, false),
-            Op::Remove(name("a@s")),
-            Op::Reclaim,
-            flush("a"),
-            Op::Rollback(name("a@t")),
-            Op::Reclaim,
-            write("a", 2, 512, true),
-        ],
-        vec![
-            create("a", 3),
-            create("b", 2),
-            write("a", 0, 3 * BLOCK, false),
-            write("b", 0, BLOCK, false),
-            Op::Snapshots(vec![name("a@g"), name("b@g")]),
-            Op::Clone { from: name("a@g"), to: name("c") },
-            write("c", 1, 4096, false),
-            Op::Rename { from: name("a"), to: name("z") },
-            flush("c"),
-            Op::Remove(name("z")),
-            write("b", 1, BLOCK, true),
-            Op::Freeze(name("c")),
-            Op::Reclaim,
-        ],
-        vec![
-            create("a", 4),
-            write("a", 0, 4 * BLOCK, true),
-            discard("a", 1, 2),
-            flush("a"),
-            write("a", 2, BLOCK, false),
-            zeroes,
-            write("a", 1, 4096, false),
-            flush("a"),
-            resize("a", 2 * BLOCK),
-            resize("a", 4 * BLOCK),
-            write("a", 3, 4096, true),
-        ],
-        vec![
-            create("a", 16),
-            write("a", 0, 11 * BLOCK, false),
-            discard("a", 0, 4),
-            write("a", 11, 5 * BLOCK, false),
-            Op::GrowData(6),
-            write("a", 0, 4 * BLOCK, false),
-            flush("a"),
-            Op::GrowMetadata(8),
-            Op::Remove(name("a")),
-            create("b", 4),
-            write("b", 0, 4 * BLOCK, true),
-            Op::Reclaim,
-        ],
+        create("a", 4),
+        write("a", 0, 4 * BLOCK, true),
+        discard("a", 1, 2),
+        flush("a"),
+        write("a", 2, BLOCK, false),
+        zeroes,
+        write("a", 1, 4096, false),
+        flush("a"),
+        resize("a", 2 * BLOCK),
+        resize("a", 4 * BLOCK),
+        resize("a", BLOCK + 512),
+        resize("a", 4 * BLOCK),
+        write("a", 3, 4096, true),
+    ]
+}
+
+/// Running full, growing, deleting.
+fn filling() -> Vec<Op> {
+    vec![
+        create("a", 16),
+        write("a", 0, 11 * BLOCK, false),
+        discard("a", 0, 4),
+        write("a", 11, 5 * BLOCK, false),
+        Op::GrowData(6),
+        write("a", 0, 4 * BLOCK, false),
+        flush("a"),
+        Op::GrowMetadata(8),
+        Op::Remove(name("a")),
+        create("b", 4),
+        write("b", 0, 4 * BLOCK, true),
+        Op::Reclaim,
     ]
 }
 
@@ -199,7 +228,10 @@ fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
             assert_eq!(mode, Mode::ReadOnly, "after {fault:?}");
         }
         Some(Io::DataRead | Io::DataWrite | Io::CatalogWrite) => {
-            assert!(matches!(mode, Mode::Write | Mode::OutOfDataSpace), "after {fault:?}");
+            assert!(
+                matches!(mode, Mode::Write | Mode::OutOfDataSpace),
+                "after {fault:?}"
+            );
         }
         _ => {}
     }
@@ -230,7 +262,12 @@ fn every_io_fails_once_or_for_good() {
                         FaultKind::Failed
                     };
                     for after in 0.. {
-                        let fault = Fault { after, io: Some(io), kind, is_sticky };
+                        let fault = Fault {
+                            after,
+                            io: Some(io),
+                            kind,
+                            is_sticky,
+                        };
                         eprintln!("workload {index}, {fault:?}, {shape:?}");
                         if !with_fault(workload, fault, shape) {
                             break;

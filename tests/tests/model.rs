@@ -16,6 +16,7 @@ const CALM: Family = Family {
 fn small_pools_run_full() {
     Family {
         test: "small_pools_run_full",
+        seeds: 24,
         data_blocks: (24, 60),
         ..CALM
     }
@@ -38,7 +39,7 @@ fn power_cuts() {
     Family {
         test: "power_cuts",
         first_seed: 2000,
-        seeds: 24,
+        seeds: 36,
         cuts: 6,
         ..CALM
     }

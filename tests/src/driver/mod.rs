@@ -16,7 +16,7 @@ use crate::prng::Prng;
 use crate::sim::{Geometry, Machine, Shape, SimHost};
 
 /// How often things are compared that are costly to compare, in operations.
-const FULL_EVERY: u64 = 40;
+const FULL_EVERY: u64 = 80;
 
 /// A pool under test, and what it should be.
 pub struct Driver {
@@ -125,7 +125,10 @@ impl Driver {
             Op::Cut(shape) => return self.cut(*shape),
             Op::Hold(name) => {
                 let Ok(device) = self.pool().open_device(name) else {
-                    assert!(!self.model.devices.contains_key(name), "{name} does not open");
+                    assert!(
+                        !self.model.devices.contains_key(name),
+                        "{name} does not open"
+                    );
                     return;
                 };
                 self.held.push(device);
@@ -177,7 +180,10 @@ impl Driver {
         if let Err(cause) = &outcome
             && expected != Err(cause.kind())
         {
-            assert!(self.machine.power.fault_hit(), "{op:?} failed without a fault: {cause}");
+            assert!(
+                self.machine.power.fault_hit(),
+                "{op:?} failed without a fault: {cause}"
+            );
             self.alternative = before;
             self.history.push(format!("failed: {cause}"));
             return false;
@@ -280,7 +286,11 @@ impl Driver {
         let data_blocks = self.machine.data.image().len() / crate::model::BLOCK;
         let used = image::expect_sound(&metadata, data_blocks);
         self.tally.checks += 1;
-        assert_eq!(used, self.model.used_blocks(), "data blocks in use, as recounted");
+        assert_eq!(
+            used,
+            self.model.used_blocks(),
+            "data blocks in use, as recounted"
+        );
         if self.tally.checks.is_multiple_of(50) && image::expect_tools_agree(&metadata) {
             self.tally.tool_checks += 1;
         }

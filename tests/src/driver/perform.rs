@@ -25,12 +25,19 @@ impl Driver {
             identity: identity(number, index),
         };
         let made = match op {
-            Op::Create { name, size, has_origin } => {
+            Op::Create {
+                name,
+                size,
+                has_origin,
+            } => {
                 let origin = has_origin.then(|| PathBuf::from(ORIGIN_PATH));
                 vec![pool.create_volume(new(name, 0), *size, origin).await?]
             }
             Op::Snapshots(names) => {
-                let all = names.iter().enumerate().map(|(index, name)| new(name, index));
+                let all = names
+                    .iter()
+                    .enumerate()
+                    .map(|(index, name)| new(name, index));
                 pool.create_snapshots(all.collect()).await?
             }
             Op::Clone { from, to } => vec![pool.clone_device(from, new(to, 0)).await?],
@@ -77,16 +84,28 @@ impl Driver {
             Op::Read { offset, len, .. } => self.verify_read(&device, *offset, *len).await,
             Op::Extents { offset, len, .. } => self.verify_extents(&device, *offset, *len).await,
             Op::Flush { .. } => device.flush().await,
-            Op::Write { offset, len, durable, .. } => {
+            Op::Write {
+                offset,
+                len,
+                durable,
+                ..
+            } => {
                 let bytes = Content::Write(self.number).bytes(*offset, *len);
                 device.write(*offset, &bytes, *durable).await
             }
-            Op::Discard { offset, len, durable, .. } => {
-                device.discard(*offset, *len, *durable).await
-            }
-            Op::Zeroes { offset, len, zeroing, durable, .. } => {
-                device.write_zeroes(*offset, *len, *zeroing, *durable).await
-            }
+            Op::Discard {
+                offset,
+                len,
+                durable,
+                ..
+            } => device.discard(*offset, *len, *durable).await,
+            Op::Zeroes {
+                offset,
+                len,
+                zeroing,
+                durable,
+                ..
+            } => device.write_zeroes(*offset, *len, *zeroing, *durable).await,
             _ => unreachable!("{op:?} is no request"),
         }
     }

@@ -83,12 +83,18 @@ impl Driver {
             let found = (&info.uuid, info.size, info.read_only);
             let expected = (&device.uuid, device.size, device.read_only);
             if found != expected {
-                return Err(format!("{}: found {found:?}, expected {expected:?}", info.name));
+                return Err(format!(
+                    "{}: found {found:?}, expected {expected:?}",
+                    info.name
+                ));
             }
         }
         let blocks = self.pool().status().data_total_bytes / crate::model::BLOCK;
         if blocks != self.model.data_blocks {
-            return Err(format!("{blocks} data blocks, expected {}", self.model.data_blocks));
+            return Err(format!(
+                "{blocks} data blocks, expected {}",
+                self.model.data_blocks
+            ));
         }
         allowed(&self.model, contents)?;
         for (name, bytes) in contents {
@@ -113,8 +119,10 @@ impl Driver {
         }
         self.model.adopt_mappings(by_name);
         self.model.time = self.pool().status().time;
-        self.model.deleting =
-            deleting.into_values().map(|device| -> BTreeMap<u64, Mapping> { device.mappings }).collect();
+        self.model.deleting = deleting
+            .into_values()
+            .map(|device| -> BTreeMap<u64, Mapping> { device.mappings })
+            .collect();
         Ok(())
     }
 }

@@ -40,10 +40,17 @@ impl Driver {
             }
             at += *len as u64;
         }
-        assert_eq!(at - offset, len, "pieces do not cover the range: {pieces:?}");
+        assert_eq!(
+            at - offset,
+            len,
+            "pieces do not cover the range: {pieces:?}"
+        );
         assert!(sparse == bytes, "read_sparse and read differ");
         let kinds: Vec<_> = pieces.iter().map(|piece| piece.hole).collect();
-        assert!(kinds.is_sorted_by(|one, two| one != two), "pieces are not merged");
+        assert!(
+            kinds.is_sorted_by(|one, two| one != two),
+            "pieces are not merged"
+        );
         compare(expected, offset, &bytes);
         Ok(())
     }
@@ -73,7 +80,11 @@ impl Driver {
             }
             at += extent.len;
         }
-        assert_eq!(at - offset, len, "extents do not cover the range: {extents:?}");
+        assert_eq!(
+            at - offset,
+            len,
+            "extents do not cover the range: {extents:?}"
+        );
         Ok(())
     }
 
@@ -121,9 +132,17 @@ impl Driver {
         let parent = parent.and_then(|uuid| others.find(|other| other.uuid == *uuid));
         assert_eq!(info.size, expected.size, "size of {name}");
         assert_eq!(info.uuid, expected.uuid, "uuid of {name}");
-        assert_eq!(info.parent, parent.map(|parent| parent.name.clone()), "parent of {name}");
+        assert_eq!(
+            info.parent,
+            parent.map(|parent| parent.name.clone()),
+            "parent of {name}"
+        );
         assert_eq!(info.read_only, expected.read_only, "read_only of {name}");
-        assert_eq!(info.external_origin.is_some(), expected.has_origin, "origin of {name}");
+        assert_eq!(
+            info.external_origin.is_some(),
+            expected.has_origin,
+            "origin of {name}"
+        );
         assert_eq!(info.open_count, expected.open_count, "open count of {name}");
         assert_eq!(Some(info.id), expected.id, "id of {name}");
         assert_eq!(
@@ -136,7 +155,12 @@ impl Driver {
     /// Compares all there is.
     pub(super) fn verify_everything(&mut self) {
         let names: Vec<_> = self.model.devices.keys().cloned().collect();
-        let found: Vec<_> = self.pool().devices().into_iter().map(|info| info.name).collect();
+        let found: Vec<_> = self
+            .pool()
+            .devices()
+            .into_iter()
+            .map(|info| info.name)
+            .collect();
         assert_eq!(found, names, "names");
         for name in &names {
             let size = self.expected(name).size;
@@ -162,10 +186,22 @@ impl Driver {
             status.data_used_bytes / BLOCK,
             self.model.used_blocks()
         );
-        assert_eq!(status.deleting, self.model.deleting.len() as u64, "devices being deleted");
-        let snapshots = self.model.devices.keys().filter(|name| name.is_snapshot()).count();
+        assert_eq!(
+            status.deleting,
+            self.model.deleting.len() as u64,
+            "devices being deleted"
+        );
+        let snapshots = self
+            .model
+            .devices
+            .keys()
+            .filter(|name| name.is_snapshot())
+            .count();
         assert_eq!(status.snapshots, snapshots as u64);
-        assert_eq!(status.volumes + status.snapshots, self.model.devices.len() as u64);
+        assert_eq!(
+            status.volumes + status.snapshots,
+            self.model.devices.len() as u64
+        );
         let usages = match block_on(self.pool().usage()) {
             Ok(usages) => usages,
             Err(cause) => panic!("no usage: {cause}"),
@@ -173,11 +209,29 @@ impl Driver {
         assert_eq!(usages.len(), self.model.devices.len());
         for usage in usages {
             let device = self.expected(&usage.name);
-            let (mapped, alone) = (device.mappings.len() as u64, self.model.exclusive_blocks(device));
+            let (mapped, alone) = (
+                device.mappings.len() as u64,
+                self.model.exclusive_blocks(device),
+            );
             assert_eq!(usage.mapped_bytes, mapped * BLOCK, "mapped, {}", usage.name);
-            assert_eq!(usage.exclusive_bytes, alone * BLOCK, "exclusive, {}", usage.name);
-            assert_eq!(usage.shared_bytes, (mapped - alone) * BLOCK, "shared, {}", usage.name);
-            assert_eq!(usage.freed_if_deleted_bytes, alone * BLOCK, "freed, {}", usage.name);
+            assert_eq!(
+                usage.exclusive_bytes,
+                alone * BLOCK,
+                "exclusive, {}",
+                usage.name
+            );
+            assert_eq!(
+                usage.shared_bytes,
+                (mapped - alone) * BLOCK,
+                "shared, {}",
+                usage.name
+            );
+            assert_eq!(
+                usage.freed_if_deleted_bytes,
+                alone * BLOCK,
+                "freed, {}",
+                usage.name
+            );
         }
     }
 
@@ -195,10 +249,18 @@ impl Driver {
             for (block, mapping) in &device.mappings {
                 let data = found.mappings[block].data;
                 let known = *same.entry(data).or_insert(mapping.data);
-                assert_eq!(known, mapping.data, "{}, block {block}: wrongly shared", device.name);
+                assert_eq!(
+                    known, mapping.data,
+                    "{}, block {block}: wrongly shared",
+                    device.name
+                );
             }
         }
-        assert_eq!(same.len() as u64, self.model.live_blocks(), "distinct data blocks");
+        assert_eq!(
+            same.len() as u64,
+            self.model.live_blocks(),
+            "distinct data blocks"
+        );
     }
 }
 

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 
 use pool::{DeviceName, ErrorKind};
 
-use super::device::{BLOCK, Device};
 use super::Model;
+use super::device::{BLOCK, Device};
 use crate::ops::{Op, uuid};
 
 impl Model {
     pub(super) fn control(&mut self, op: &Op, number: u64) -> Result<(), ErrorKind> {
         match op {
-            Op::Create { name, size, has_origin } => {
+            Op::Create {
+                name,
+                size,
+                has_origin,
+            } => {
                 if self.devices.contains_key(name) {
                     return Err(ErrorKind::Exists);
                 }
@@ -134,15 +138,20 @@ impl Model {
                 return Err(ErrorKind::Busy);
             }
             let boundary = size.div_ceil(BLOCK);
-            let end = device.size.min(boundary * BLOCK);
-            let has_tail = device.mappings.contains_key(&(boundary - 1));
-            if (has_tail || device.has_origin) && size < end {
-                self.zero_mapped(name, size..end, false)?;
-            }
             let device = self.device_mut(name)?;
             let gone: Vec<_> = device.mappings.range(boundary..).map(|(_, m)| *m).collect();
             device.forget_from(boundary);
-            gone.into_iter().for_each(|mapping| self.drop_reference(Some(mapping)));
+            gone.into_iter()
+                .for_each(|mapping| self.drop_reference(Some(mapping)));
+        } else if !device.size.is_multiple_of(BLOCK) {
+            // What was cut off when it was made shorter does not come back.
+            let block = device.size / BLOCK;
+            let tail = device.size..size.min((block + 1) * BLOCK);
+            if device.mappings.contains_key(&block) {
+                self.zero_mapped(name, tail, false)?;
+            } else {
+                self.device_mut(name)?.unmap(block);
+            }
         }
         self.device_mut(name)?.size = size;
         Ok(())

@@ -12,7 +12,9 @@ use crate::sim::{ORIGIN_BYTES, origin_word, to_usize};
 /// Bytes in a data block.
 pub const BLOCK: u64 = 65_536;
 
-const UNITS: usize = BLOCK as usize / UNIT;
+const UNITS: usize = 128;
+
+const _: () = assert!(UNITS * UNIT == 65_536);
 
 /// The contents of one block.
 pub type Units = [Unit; UNITS];

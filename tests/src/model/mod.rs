@@ -12,7 +12,6 @@ mod device;
 mod requests;
 mod unit;
 
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use pool::{DeviceName, ErrorKind};
@@ -78,13 +77,29 @@ impl Model {
                     device.settle();
                 }
             }
-            Op::Write { name, offset, len, durable: true }
-            | Op::Zeroes { name, offset, len, durable: true, .. } => {
+            Op::Write {
+                name,
+                offset,
+                len,
+                durable: true,
+            }
+            | Op::Zeroes {
+                name,
+                offset,
+                len,
+                durable: true,
+                ..
+            } => {
                 if let Some(device) = self.devices.get_mut(name) {
                     device.settle_range(*offset..*offset + *len);
                 }
             }
-            Op::Discard { name, offset, len, durable: true } => {
+            Op::Discard {
+                name,
+                offset,
+                len,
+                durable: true,
+            } => {
                 if let Some(device) = self.devices.get_mut(name) {
                     let blocks = requests::whole_blocks(device, *offset..*offset + *len);
                     device.settle_range(blocks.start * BLOCK..blocks.end * BLOCK);
@@ -128,7 +143,10 @@ impl Model {
     }
 
     /// Takes over the mappings of all devices, by name, and recounts.
-    pub fn adopt_mappings(&mut self, mut found: BTreeMap<DeviceName, (BTreeMap<u64, Mapping>, u32)>) {
+    pub fn adopt_mappings(
+        &mut self,
+        mut found: BTreeMap<DeviceName, (BTreeMap<u64, Mapping>, u32)>,
+    ) {
         for device in self.devices.values_mut() {
             if let Some((mappings, snapshotted)) = found.remove(&device.name) {
                 device.mappings = mappings;

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use pool::{DeviceName, ErrorKind, Zeroing};
 
+use super::Model;
 use super::device::{BLOCK, Device};
 use super::unit::Content;
-use super::Model;
 use crate::ops::Op;
 
 /// The virtual blocks inside a range; the last one of the device counts even if its size cuts it
@@ -59,18 +59,28 @@ impl Model {
     pub(super) fn request(&mut self, op: &Op, number: u64) -> Result<(), ErrorKind> {
         match op {
             Op::Flush { name } => self.device(name).map(|_| ()),
-            Op::Write { name, offset, len, .. } => {
+            Op::Write {
+                name, offset, len, ..
+            } => {
                 let range = self.range(name, *offset, *len)?;
                 self.writable(name)?;
                 self.write(name, range, Content::Write(number))
             }
-            Op::Discard { name, offset, len, .. } => {
+            Op::Discard {
+                name, offset, len, ..
+            } => {
                 let range = self.range(name, *offset, *len)?;
                 self.writable(name)?;
                 let blocks = whole_blocks(self.device(name)?, range);
                 self.unmap(name, blocks)
             }
-            Op::Zeroes { name, offset, len, zeroing, .. } => {
+            Op::Zeroes {
+                name,
+                offset,
+                len,
+                zeroing,
+                ..
+            } => {
                 let range = self.range(name, *offset, *len)?;
                 self.writable(name)?;
                 self.zeroes(name, range, *zeroing)

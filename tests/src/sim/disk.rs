@@ -56,7 +56,9 @@ impl SimDisk {
         let half = self.half_way(at, buf.len() as u64);
         let (first, second) = buf.split_at(to_usize(half));
         let verdict = self.power.begin(Io::DataWrite);
-        self.image.lock().write(at, first, is_forced && matches!(verdict, Verdict::Go));
+        self.image
+            .lock()
+            .write(at, first, is_forced && matches!(verdict, Verdict::Go));
         if let Verdict::Fail(cause) = verdict {
             return Err(cause);
         }
@@ -141,7 +143,9 @@ impl SimMetadata {
     }
 
     fn position(&self, nr: BlockNr) -> io::Result<u64> {
-        let at = nr.0.checked_mul(4096).filter(|at| *at < self.image.lock().len());
+        let at =
+            nr.0.checked_mul(4096)
+                .filter(|at| *at < self.image.lock().len());
         at.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
@@ -163,7 +167,9 @@ impl BlockStore for SimMetadata {
         match self.power.begin(Io::MetadataWrite) {
             Verdict::Fail(cause) => {
                 let part = to_usize(self.power.up_to(4096 / SECTOR) * SECTOR);
-                self.image.lock().write(at, &block.as_bytes()[..part], false);
+                self.image
+                    .lock()
+                    .write(at, &block.as_bytes()[..part], false);
                 Err(cause)
             }
             Verdict::Go => {

@@ -93,8 +93,7 @@ impl Pages {
         for (page, inside) in Self::split(at..at + buf.len() as u64) {
             let (piece, rest) = buf.split_at(inside.len());
             let filler = self.filler;
-            let bytes = self.pages[page]
-                .get_or_insert_with(|| vec![filler; to_usize(PAGE)].into());
+            let bytes = self.pages[page].get_or_insert_with(|| vec![filler; to_usize(PAGE)].into());
             Arc::make_mut(bytes)[inside].copy_from_slice(piece);
             buf = rest;
         }

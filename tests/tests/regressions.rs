@@ -1,0 +1,86 @@
+//! Faults that were found and mended, each by the shortest way to it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use pool::{DeviceName, Identity, NewDevice};
+use tests::Prng;
+use tests::executor::block_on;
+use tests::sim::{Fault, FaultKind, Geometry, Io, Machine, Shape};
+
+const BLOCK: u64 = 65_536;
+
+fn new(text: &str) -> NewDevice {
+    NewDevice {
+        name: text.parse().unwrap(),
+        identity: Identity {
+            uuid: format!("uuid of {text}"),
+            created: String::new(),
+        },
+    }
+}
+
+fn name(text: &str) -> DeviceName {
+    text.parse().unwrap()
+}
+
+fn machine() -> Machine {
+    let geometry = Geometry {
+        data_blocks: 12,
+        metadata_blocks: 600,
+    };
+    Machine::new(geometry, Prng::new(1))
+}
+
+/// The catalog line that a deletion is complete could not be written. The deleted device's id was
+/// given to the next one, which was then deleted in its place.
+#[test]
+fn an_id_is_not_given_anew_while_its_deletion_is_noted() {
+    let machine = machine();
+    let pool = machine.open().unwrap();
+    block_on(pool.create_volume(new("old"), 2 * BLOCK, None)).unwrap();
+    block_on(pool.remove(&name("old"))).unwrap();
+    machine.power.set_fault(Some(Fault {
+        after: 0,
+        io: Some(Io::CatalogWrite),
+        kind: FaultKind::Failed,
+        is_sticky: false,
+    }));
+    assert!(
+        block_on(pool.reclaim()).is_err(),
+        "the catalog could not be written"
+    );
+    block_on(pool.create_volume(new("young"), 2 * BLOCK, None)).unwrap();
+    let device = pool.open_device(&name("young")).unwrap();
+    block_on(device.write(0, &[7; 4096], true)).unwrap();
+    block_on(pool.reclaim()).unwrap();
+    drop((device, pool));
+    let pool = machine
+        .after_cut(Shape::Nothing, &mut Prng::new(2))
+        .open()
+        .unwrap();
+    let device = pool.open_device(&name("young")).unwrap();
+    let mut bytes = [0; 4096];
+    block_on(device.read(0, &mut bytes)).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+}
+
+/// A commit of the pool with nothing mapped since the last one did not sync what was written in
+/// place.
+#[test]
+fn a_commit_covers_writes_in_place() {
+    let machine = machine();
+    let pool = machine.open().unwrap();
+    block_on(pool.create_volume(new("v"), 2 * BLOCK, None)).unwrap();
+    let device = pool.open_device(&name("v")).unwrap();
+    block_on(device.write(0, &[1; 4096], true)).unwrap();
+    block_on(device.write(0, &[2; 4096], false)).unwrap();
+    block_on(pool.commit()).unwrap();
+    let survivor = machine
+        .after_cut(Shape::Nothing, &mut Prng::new(2))
+        .open()
+        .unwrap();
+    let device = survivor.open_device(&name("v")).unwrap();
+    let mut bytes = [0; 4096];
+    block_on(device.read(0, &mut bytes)).unwrap();
+    assert_eq!(bytes, [2; 4096]);
+}
