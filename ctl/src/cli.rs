@@ -22,7 +22,6 @@ Sizes are bytes, or numbers with K, M, G, T or P behind them, in powers of 1024.
 /// Thin volumes, snapshots and clones in a pool of data blocks.
 #[derive(Parser, Debug)]
 #[command(name = "thinctl", version, about, long_about = ABOUT, after_help = exit::HELP)]
-#[command(disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

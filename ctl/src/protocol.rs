@@ -174,7 +174,8 @@ pub struct UsageTotals {
     pub data_used_bytes: u64,
     /// In data blocks that exactly one device maps.
     pub exclusive_bytes: u64,
-    /// In data blocks that more than one device maps, each block counted once.
+    /// In the other allocated data blocks, each counted once: those that several devices map, and
+    /// those of deleted devices that are still being given back.
     pub shared_bytes: u64,
     /// What the devices map, summed, shared blocks as often as they are mapped.
     pub mapped_bytes: u64,

@@ -16,7 +16,7 @@ port 0 was asked for:
 
   ready: pools=DIR[,DIR...] nbd=ADDRESS[,ADDRESS...]|none metrics=ADDRESS|none control=PATH[,PATH...]
 
-The log goes to standard error. SIGTERM and SIGINT close everything cleanly.
+The log goes to standard error; $THINPOOL_LOG sets its level, info unless given. SIGTERM and SIGINT close everything cleanly.
 
 Each volume is the NBD export VOL, each snapshot the read-only export VOL@SNAP. With several pools \
 POOL/VOL always works, POOL being the last component of the pool's directory, and VOL alone as long \
