@@ -11,19 +11,27 @@ use crate::bench::{Bench, can_attach, has_program, noise};
 /// Takes away what a failed test may leave attached or mounted below its directory.
 struct Cleanup<'a>(&'a Bench);
 
-impl Drop for Cleanup<'_> {
-    fn drop(&mut self) {
+impl Cleanup<'_> {
+    fn unmount(&self, is_meant: fn(&str) -> bool) {
         let root = self.0.path("").to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         for mount in mounts.lines().rev() {
             let mountpoint = mount.split(' ').nth(1).unwrap_or_default();
-            if mountpoint.starts_with(&root) && !mountpoint.ends_with("/fuse") {
-                let _ = Command::new("umount").arg(mountpoint).status();
+            if mountpoint.starts_with(&root) && is_meant(mountpoint) {
+                let _ = Command::new("umount").arg("-l").arg(mountpoint).status();
             }
         }
+    }
+}
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        let is_fuse = |mountpoint: &str| mountpoint.ends_with("/fuse");
+        self.unmount(|mountpoint| !mountpoint.ends_with("/fuse"));
         for volume in ["p/vol", "p/c1", "p/vol@s"] {
             self.0.thinctl(&["detach", volume]);
         }
+        self.unmount(is_fuse);
     }
 }
 

@@ -246,3 +246,17 @@ fn a_pool_in_use_by_another_process() {
     flock(&metadata, FlockOperation::Unlock).unwrap();
     bench.ok(&["create", "p/vol", "--size", "1M"]);
 }
+
+#[test]
+fn a_pool_that_is_held_for_a_moment_is_waited_for() {
+    let bench = Bench::with_pool();
+    let metadata = fs::File::open(bench.path("p/metadata")).unwrap();
+    flock(&metadata, FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let create = scope.spawn(|| bench.ok(&["create", "p/vol", "--size", "1M"]));
+        // Long enough to be met by it, and far from as long as it waits.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        flock(&metadata, FlockOperation::Unlock).unwrap();
+        create.join().unwrap();
+    });
+}
