@@ -4,7 +4,7 @@
 set -eu
 
 packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql-15 qemu-utils nbdkit
-    zstd pkg-config e2fsprogs jq curl gcc libc6-dev python3 util-linux mount procps"
+    zstd openssl pkg-config e2fsprogs jq curl gcc libc6-dev python3 util-linux mount procps"
 
 installed() {
     dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q '^install ok installed$'

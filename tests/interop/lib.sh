@@ -139,7 +139,7 @@ must_fail() {
 }
 
 sha() {
-    sha256sum | cut -d' ' -f1
+    openssl dgst -sha256 -r | cut -d' ' -f1
 }
 
 # What lies in a pool directory (control socket and daemon log aside), as one checksum.
