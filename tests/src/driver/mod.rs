@@ -291,7 +291,7 @@ impl Driver {
             self.model.used_blocks(),
             "data blocks in use, as recounted"
         );
-        if self.tally.checks.is_multiple_of(50) && image::expect_tools_agree(&metadata) {
+        if self.tally.checks.is_multiple_of(20) && image::expect_tools_agree(&metadata) {
             self.tally.tool_checks += 1;
         }
     }
