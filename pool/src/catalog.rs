@@ -190,6 +190,17 @@ impl Catalog {
         Ok(ids)
     }
 
+    /// A free name for a device that has none: `thin-<id>`, with a number behind it if need be.
+    pub(crate) fn name_for(&self, id: ThinId) -> Result<DeviceName, Error> {
+        let mut name = DeviceName::volume(&format!("thin-{id}"))?;
+        let mut number = 1;
+        while self.entries.contains_key(&name) {
+            name = DeviceName::volume(&format!("thin-{id}-{number}"))?;
+            number += 1;
+        }
+        Ok(name)
+    }
+
     /// Forgets devices that are not there. Whether there were such.
     pub(crate) fn retain(&mut self, is_there: impl Fn(ThinId) -> bool) -> bool {
         let before = self.entries.len() + self.deleting.len();

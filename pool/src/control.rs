@@ -83,9 +83,10 @@ impl<H: Host> Pool<H> {
     pub async fn remove(self: &Arc<Self>, name: &DeviceName) -> Result<(), Error> {
         let writer = self.writer_for_change().await?;
         let device = self.device(name)?;
-        let _claim = device.claim()?;
+        let claim = device.claim()?;
         let operations = vec![Operation::Remove { name: name.clone() }];
         let publish = || {
+            claim.keep_for_good();
             self.counters.deleting.fetch_add(1, Ordering::Relaxed);
             self.table.write().devices.remove(name);
             device.chunks.drop_from(0, &self.chunk_budget);
@@ -216,9 +217,10 @@ impl<H: Host> Pool<H> {
     }
 
     /// Commits, and refuses everything from then on. Whoever serves the pool's devices must have
-    /// stopped before. Closing twice is no error.
+    /// stopped before. Closing twice is no error; closing after a failed commit is.
     pub async fn close(self: &Arc<Self>) -> Result<(), Error> {
-        let committed = if self.is_read_only() {
+        let nothing_to_commit = self.is_read_only() && !self.commits.has_unfinished();
+        let committed = if nothing_to_commit {
             Ok(())
         } else {
             self.commit_through(self.commits.next()).await

@@ -116,16 +116,29 @@ impl<D: DataIo> Device<D> {
             return Err(Error::InUse(self.name()));
         }
         users.claimed = true;
-        Ok(Claim(Arc::clone(self)))
+        Ok(Claim {
+            device: Arc::clone(self),
+            is_gone: false,
+        })
     }
 }
 
 /// Having a device alone, until dropped.
-pub(crate) struct Claim<D: DataIo>(Arc<Device<D>>);
+pub(crate) struct Claim<D: DataIo> {
+    device: Arc<Device<D>>,
+    is_gone: bool,
+}
+
+impl<D: DataIo> Claim<D> {
+    /// The device is no more: whoever looked it up before cannot open it any longer.
+    pub(crate) fn keep_for_good(mut self) {
+        self.is_gone = true;
+    }
+}
 
 impl<D: DataIo> Drop for Claim<D> {
     fn drop(&mut self) {
-        self.0.users.lock().claimed = false;
+        self.device.users.lock().claimed = self.is_gone;
     }
 }
 

@@ -110,7 +110,6 @@ impl<H: Host> Pool<H> {
     ) -> Result<(), Error> {
         let metadata = Metadata::open(metadata)?;
         let committed = metadata.committed();
-        let block_size = committed.superblock.block_size;
         let mut unnamed: BTreeMap<ThinId, DeviceDetails> =
             committed.devices()?.into_iter().collect();
         let mut adopted = Catalog::default();
@@ -137,7 +136,8 @@ impl<H: Host> Pool<H> {
         }
         for id in unnamed.into_keys() {
             let identity = identity();
-            let entry = unnamed_entry(&committed, block_size, id, identity)?;
+            let name = adopted.name_for(id)?;
+            let entry = unnamed_entry(&committed, id, name, identity)?;
             adopted.apply(&crate::catalog::Operation::Add(entry))?;
         }
         catalog
@@ -272,7 +272,8 @@ fn load_catalog(
             uuid: format!("00000000-0000-0000-0000-{:012x}", id.get()),
             created: String::new(),
         };
-        let entry = unnamed_entry(committed, superblock.block_size, *id, identity)?;
+        let name = loaded.catalog.name_for(*id)?;
+        let entry = unnamed_entry(committed, *id, name, identity)?;
         loaded
             .catalog
             .apply(&crate::catalog::Operation::Add(entry))?;
@@ -282,11 +283,11 @@ fn load_catalog(
     Ok(loaded)
 }
 
-/// What a device is called that no catalog knows.
+/// What is known of a device that no catalog knows: as large as its last mapped block demands.
 fn unnamed_entry(
     committed: &Committed,
-    block_size: BlockSize,
     id: ThinId,
+    name: DeviceName,
     identity: Identity,
 ) -> Result<Entry, Error> {
     let mut blocks = 0;
@@ -297,11 +298,11 @@ fn unnamed_entry(
             ControlFlow::Continue(())
         })?;
     let size = blocks
-        .saturating_mul(block_size.bytes())
+        .saturating_mul(committed.superblock.block_size.bytes())
         .clamp(SECTOR_SIZE, DEVICE_SIZE_MAX);
     Ok(Entry {
         id: id.get(),
-        name: DeviceName::volume(&format!("thin-{id}"))?,
+        name,
         size,
         uuid: identity.uuid,
         created: identity.created,

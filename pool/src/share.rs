@@ -171,7 +171,7 @@ impl<H: Host> Pool<H> {
         let volume = self.device(&name)?;
         let source = self.device(snapshot)?;
         self.check_writable(&volume)?;
-        let _claim = volume.claim()?;
+        let claim = volume.claim()?;
         let time = self.time.load(Ordering::Acquire) + 1;
         if time > TIME_MAX {
             return Err(Error::OutOfTime);
@@ -209,6 +209,7 @@ impl<H: Host> Pool<H> {
         };
         let mapped = source.mapped_blocks.load(Ordering::Relaxed);
         let publish = || {
+            claim.keep_for_good();
             self.counters.deleting.fetch_add(1, Ordering::Relaxed);
             volume.chunks.drop_from(0, &self.chunk_budget);
             self.add(Device::new(id, entry, time, mapped, origin));
