@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuse_target::{FuseMount, LoopDevice};
 use pool::{DeviceName, Pool};
@@ -30,10 +30,6 @@ const DEFAULT_RUNTIME_DIR: &str = "/run/thinpool";
 
 /// How long the kernel may take to close the file of a loop device that is gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long something may have a block device open without being a user of it.
-const GLANCE_TIMEOUT: Duration = Duration::from_secs(1);
-const GLANCE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often, and how many times, a busy attachment is tried again when the daemon ends.
 const SHUTDOWN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -396,7 +392,7 @@ fn detach_device(attached: &Attached) -> Result<(), CallError> {
             Err(cause) => return Err(fuse_error(&cause)),
         }
     }
-    match detach_patiently(&attached.device) {
+    match attached.device.detach() {
         Ok(()) | Err(fuse_target::Error::NotAttached { .. }) => Ok(()),
         Err(cause) => {
             if let Some(mountpoint) = unmounted
@@ -405,19 +401,6 @@ fn detach_device(attached: &Attached) -> Result<(), CallError> {
                 tracing::warn!("{} stays unmounted: {error}", mountpoint.display());
             }
             Err(fuse_error(&cause))
-        }
-    }
-}
-
-/// Udev and the like open every block device for a moment.
-fn detach_patiently(device: &LoopDevice) -> Result<(), fuse_target::Error> {
-    let deadline = Instant::now() + GLANCE_TIMEOUT;
-    loop {
-        match device.detach() {
-            Err(cause) if cause.is_busy() && Instant::now() < deadline => {
-                std::thread::sleep(GLANCE_POLL_INTERVAL);
-            }
-            done => return done,
         }
     }
 }

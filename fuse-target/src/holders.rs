@@ -6,12 +6,39 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::mount_table::{mounts_of, own_mounts};
 
-/// Who uses the block device `/dev/NAME`: a mount, a device stacked on it, swap, a process.
+/// How long a process may have a device open without counting as its user: udev, blkid and other
+/// calls of losetup look at every block device there is.
+const GLANCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often such a process is looked for meanwhile.
+const GLANCE_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Who uses the block device `/dev/NAME`: a mount, a device stacked on it, swap, or a process that
+/// has it open for longer than a glance takes.
 pub(crate) fn of_block_device(device: &Path) -> Result<Option<String>, Error> {
+    let deadline = Instant::now() + GLANCE_TIMEOUT;
+    loop {
+        if let Some(holder) = for_good(device)? {
+            return Ok(Some(holder));
+        }
+        match opener(|target| target == device) {
+            None => return Ok(None),
+            Some(process) if Instant::now() > deadline => {
+                return Ok(Some(format!("open in {process}")));
+            }
+            Some(_) => thread::sleep(GLANCE_POLL_INTERVAL),
+        }
+    }
+}
+
+/// A user of a block device that does not leave by itself.
+fn for_good(device: &Path) -> Result<Option<String>, Error> {
     let Some(name) = device.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::BadPath {
             path: device.to_owned(),
@@ -35,9 +62,6 @@ pub(crate) fn of_block_device(device: &Path) -> Result<Option<String>, Error> {
     }
     if is_swap(device) {
         return Ok(Some("used as swap space".to_owned()));
-    }
-    if let Some(process) = opener(|target| target == device) {
-        return Ok(Some(format!("open in {process}")));
     }
     Ok(mount_elsewhere(number))
 }
