@@ -2,7 +2,7 @@
 //!
 //! A round takes every request that has arrived, polls each once, sends all replies that are ready
 //! with one call, and receives. While nothing runs and nothing is to be sent, receiving blocks in the
-//! kernel, which costs one system call a round; otherwise the thread sleeps until the socket has
+//! kernel, which costs one system call a round (`awake.rs` tells when it does not); otherwise the thread sleeps until the socket has
 //! news or a task is woken.
 //!
 //! A client that does not take its replies is not read from; its tasks go on. A client that is gone
@@ -20,6 +20,7 @@ use reactor::{Executor, Interest, block_on};
 use rustix::io::Errno as OsErrno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
+use crate::awake::Wait;
 use crate::budget::{Budget, IN_FLIGHT_MAX, SharedBudget};
 use crate::command::Refusal;
 use crate::handshake::Agreement;
@@ -54,6 +55,7 @@ pub(crate) fn serve<H: Host>(parts: Parts<H>) -> io::Result<()> {
         session: Rc::clone(&session),
         socket: parts.socket,
         stopping: Arc::clone(&parts.stopping),
+        idle: Wait::new(),
         intake_state: Intaking::Waiting,
         last_sent: Instant::now(),
     };
@@ -86,6 +88,7 @@ struct Connection<H: Host, S, F> {
     session: Rc<Session<H>>,
     socket: Arc<OwnedFd>,
     stopping: Arc<AtomicBool>,
+    idle: Wait,
     intake_state: Intaking,
     /// When the client last took a byte, or had none to take.
     last_sent: Instant,
@@ -105,7 +108,10 @@ where
             let idle = self.executor.is_empty() && self.session.outbox.borrow().is_empty();
             match (idle, self.intake_state) {
                 (true, Intaking::Over) => return Ok(()),
-                (true, Intaking::Waiting) => self.intake.receive(self.socket.as_fd(), true),
+                (true, Intaking::Waiting) => {
+                    let (intake, socket) = (&mut self.intake, self.socket.as_fd());
+                    self.idle.until_news(|sleep| intake.receive(socket, sleep));
+                }
                 _ => self.wait()?,
             }
         }

@@ -190,9 +190,9 @@ impl Intake {
         }
     }
 
-    /// Receives once. Without `wait` it takes only what is there. Call it after
+    /// Receives once, and tells whether there was news. Without `wait` it takes only what is there. Call it after
     /// [`Next::Incomplete`], when there is room in the buffer for sure.
-    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, wait: bool) {
+    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, wait: bool) -> bool {
         let flags = if wait {
             RecvFlags::empty()
         } else {
@@ -216,13 +216,14 @@ impl Intake {
         match received {
             Ok((0, _)) => self.over = true,
             Ok((count, target)) => *target += count,
-            Err(OsErrno::AGAIN | OsErrno::INTR) => {}
+            Err(OsErrno::AGAIN | OsErrno::INTR) => return false,
             Err(cause) => {
                 let cause = io::Error::from(cause);
                 tracing::debug!(%cause, "receiving failed");
                 self.over = true;
             }
         }
+        true
     }
 }
 
