@@ -31,8 +31,8 @@ pub struct DeviceInfo {
     pub size: u64,
     /// Bytes mapped to data blocks, shared ones included.
     pub mapped_bytes: u64,
-    /// UUID-free lineage: the name this device was made from, as it is called now; none when it
-    /// was created empty or its parent is gone.
+    /// What it was made from, as that is called now; none when it was created empty, or when that
+    /// is gone.
     pub parent: Option<DeviceName>,
     /// When it was created, RFC 3339, UTC.
     pub created: String,

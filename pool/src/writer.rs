@@ -84,8 +84,9 @@ impl Writer {
     }
 
     /// One transaction: changed mappings, none younger than `time`, then the control operation;
-    /// durable when this returns success. The data store must have been synced after the changes were collected. After an
-    /// error the metadata is in an unknown state, and the last commit stands.
+    /// durable when this returns success. The data store must have been synced after the changes
+    /// were collected. After an error the metadata is in an unknown state, and the last commit
+    /// stands.
     pub(crate) fn commit(
         &mut self,
         changes: &[(ThinId, Vec<Change>)],
