@@ -14,14 +14,14 @@ use crate::mount_table::{mounts_of, own_mounts};
 
 /// How long a process may have a device open without counting as its user: udev, blkid and other
 /// calls of losetup look at every block device there is.
-const GLANCE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const GLANCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often such a process is looked for meanwhile.
-const GLANCE_POLL_INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const GLANCE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Who uses the block device `/dev/NAME`: a mount, a device stacked on it, swap, or a process that
 /// has it open for longer than a glance takes.
-pub(crate) fn of_block_device(device: &Path) -> Result<Option<String>, Error> {
+pub fn of_block_device(device: &Path) -> Result<Option<String>, Error> {
     let deadline = Instant::now() + GLANCE_TIMEOUT;
     loop {
         if let Some(holder) = for_good(device)? {

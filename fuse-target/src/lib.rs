@@ -59,6 +59,8 @@
 //! away, once nothing uses them. It must be the same place, since only their path tells whose
 //! they are.
 
+#![forbid(unsafe_code)]
+
 mod block_mount;
 mod error;
 mod file;
@@ -73,5 +75,7 @@ mod program;
 
 pub use block_mount::{mount, unmount};
 pub use error::Error;
+pub use holders::of_block_device as holder_of;
 pub use loop_device::{LoopDevice, LoopOptions};
 pub use mount::FuseMount;
+pub use mount_table::is_mountpoint;

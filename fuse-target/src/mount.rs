@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, Session, SessionACL};
 use pool::{DeviceName, Host, Pool};
@@ -98,18 +98,7 @@ impl<H: Host> FuseMount<H> {
         if self.session.is_none() {
             return Ok(());
         }
-        match unmount(&self.mountpoint, UnmountFlags::empty()) {
-            Ok(()) => {}
-            Err(error) => {
-                let Some(holder) = holders::of_mount(&self.mountpoint) else {
-                    return Err(error);
-                };
-                return Err(Error::Busy {
-                    what: self.mountpoint.clone(),
-                    holder,
-                });
-            }
-        }
+        unmount_unused(&self.mountpoint)?;
         let Some(session) = self.session.take() else {
             unreachable!("it was there above")
         };
@@ -251,6 +240,32 @@ fn clear_dead_mount(mountpoint: &Path) -> Result<(), Error> {
 /// Whether a path leads to a FUSE mount that nobody serves any more.
 fn is_dead(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error())
+}
+
+/// Unmounts what is not in use; a file that is open for no longer than a glance takes is waited
+/// for. Such is also every file of ours in a child between its `fork` and its `exec`.
+fn unmount_unused(mountpoint: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + holders::GLANCE_TIMEOUT;
+    loop {
+        let Err(error) = unmount(mountpoint, UnmountFlags::empty()) else {
+            return Ok(());
+        };
+        let passing = is_busy(&error) && holders::loops_on(mountpoint).is_empty();
+        if !passing || Instant::now() > deadline {
+            let Some(holder) = holders::of_mount(mountpoint) else {
+                return Err(error);
+            };
+            return Err(Error::Busy {
+                what: mountpoint.to_owned(),
+                holder,
+            });
+        }
+        thread::sleep(holders::GLANCE_POLL_INTERVAL);
+    }
+}
+
+fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
 }
 
 fn unmount(mountpoint: &Path, flags: UnmountFlags) -> Result<(), Error> {

@@ -34,7 +34,7 @@ pub(crate) fn mounts_of(mountinfo: &Path) -> Result<Vec<MountEntry>, Error> {
 }
 
 /// Whether something is mounted at exactly this directory.
-pub(crate) fn is_mountpoint(directory: &Path) -> Result<bool, Error> {
+pub fn is_mountpoint(directory: &Path) -> Result<bool, Error> {
     Ok(own_mounts()?
         .iter()
         .any(|entry| entry.mountpoint == directory))
