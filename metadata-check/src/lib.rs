@@ -26,6 +26,8 @@
 //! Reading order: `layout`, `superblock` and `node` know where the bytes are; `tree` walks; `mapping`,
 //! `devices` and `space_map` compare; `check` puts them in order.
 
+#![forbid(unsafe_code)]
+
 mod affected;
 mod check;
 mod checker;

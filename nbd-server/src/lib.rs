@@ -11,6 +11,8 @@
 //! Nothing a client sends is trusted. Every length is bounded before memory is taken for it, and the
 //! limits are where they are enforced: `handshake.rs`, `intake.rs`, `budget.rs`, [`Limits`].
 
+#![forbid(unsafe_code)]
+
 mod awake;
 mod budget;
 mod buffer;

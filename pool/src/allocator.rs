@@ -4,6 +4,9 @@
 //! written and long before its count is in the data space map; it comes back when it never got a
 //! mapping, or after its last mapping went away durably and its epoch drained. Next fit, so that
 //! blocks written one after the other lie one after the other.
+//!
+//! Blocks are drawn in runs: the data store is asked for the space of a run at once, before any of
+//! its blocks is handed out. What waits to be filled in therefore cannot fail for want of space.
 
 use std::ops::Range;
 
@@ -17,6 +20,8 @@ pub(crate) struct DataAllocator {
     free: u64,
     /// The word where the next search begins.
     cursor: usize,
+    /// Blocks that have their space: taken in the bitmap, but still counted free.
+    ready: Range<u64>,
 }
 
 const WORD_BITS: u64 = u64::BITS as u64;
@@ -29,6 +34,7 @@ impl DataAllocator {
             total,
             free: 0,
             cursor: 0,
+            ready: 0..0,
         }
     }
 
@@ -46,33 +52,61 @@ impl DataAllocator {
         self.add_free(added);
     }
 
-    /// Takes a free block.
+    /// Takes a block that is ready.
     pub(crate) fn take(&mut self) -> Option<DataBlock> {
-        if self.free == 0 {
-            return None;
-        }
-        let count = self.taken.len();
-        let found = (0..count).map(|step| (self.cursor + step) % count);
-        for index in found {
-            if self.taken[index] != u64::MAX {
-                return Some(self.take_in(index));
-            }
-        }
-        unreachable!("{} free blocks are counted but none is found", self.free)
+        let block = self.ready.next()?;
+        self.free -= 1;
+        Some(DataBlock(block))
     }
 
-    fn take_in(&mut self, index: usize) -> DataBlock {
-        let bit = self.taken[index].trailing_ones();
-        self.taken[index] |= 1 << bit;
-        self.free -= 1;
+    /// Whether a block is ready.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Draws a run of at most `max` free blocks, to be made ready or put back. They count as free.
+    pub(crate) fn draw(&mut self, max: u64) -> Option<Range<u64>> {
+        let count = self.taken.len();
+        let found = (0..count).map(|step| (self.cursor + step) % count);
+        let index = found
+            .into_iter()
+            .find(|index| self.taken[*index] != u64::MAX)?;
         self.cursor = index;
-        let block = DataBlock(index as u64 * WORD_BITS + u64::from(bit));
-        assert!(block.0 < self.total);
-        block
+        let bits = self.taken[index];
+        let first = bits.trailing_ones();
+        let run = u64::from((bits >> first).trailing_zeros()).clamp(1, max.max(1));
+        let begin = index as u64 * WORD_BITS + u64::from(first);
+        // Bits beyond `total` are set, so a run ends before them.
+        let drawn = begin..(begin + run).min((index as u64 + 1) * WORD_BITS);
+        drawn.clone().for_each(|block| self.mark(block));
+        Some(drawn)
+    }
+
+    fn mark(&mut self, block: u64) {
+        let (index, mask) = place(DataBlock(block));
+        self.taken[index] |= mask;
+    }
+
+    /// Says that the blocks of a drawn run have their space.
+    pub(crate) fn make_ready(&mut self, drawn: Range<u64>) {
+        assert!(self.ready.is_empty(), "one run is made ready at a time");
+        self.ready = drawn;
+    }
+
+    /// Puts a drawn run back.
+    pub(crate) fn put_back(&mut self, drawn: Range<u64>) {
+        for block in drawn {
+            self.clear(DataBlock(block));
+        }
     }
 
     /// Gives a taken block back.
     pub(crate) fn release(&mut self, block: DataBlock) {
+        self.clear(block);
+        self.free += 1;
+    }
+
+    fn clear(&mut self, block: DataBlock) {
         assert!(
             block.0 < self.total,
             "data block {} is beyond the pool",
@@ -85,7 +119,6 @@ impl DataAllocator {
             block.0
         );
         self.taken[index] &= !mask;
-        self.free += 1;
     }
 
     /// How many blocks can be taken.
@@ -113,18 +146,31 @@ fn place(block: DataBlock) -> (usize, u64) {
 mod tests {
     use super::*;
 
+    fn take(allocator: &mut DataAllocator) -> Option<DataBlock> {
+        if let Some(block) = allocator.take() {
+            return Some(block);
+        }
+        let drawn = allocator.draw(7)?;
+        allocator.make_ready(drawn);
+        allocator.take()
+    }
+
     #[test]
     fn takes_each_block_once_and_in_order() {
         let mut allocator = DataAllocator::new(130);
         allocator.add_free(0..130);
         for block in 0..130 {
-            assert_eq!(allocator.take(), Some(DataBlock(block)));
+            assert_eq!(take(&mut allocator), Some(DataBlock(block)));
         }
-        assert_eq!(allocator.take(), None);
+        assert_eq!(take(&mut allocator), None);
         allocator.release(DataBlock(65));
         allocator.release(DataBlock(3));
-        assert_eq!(allocator.take(), Some(DataBlock(3)), "next fit goes around");
-        assert_eq!(allocator.take(), Some(DataBlock(65)));
+        assert_eq!(
+            take(&mut allocator),
+            Some(DataBlock(3)),
+            "next fit goes around"
+        );
+        assert_eq!(take(&mut allocator), Some(DataBlock(65)));
         assert_eq!(allocator.free(), 0);
     }
 
@@ -133,7 +179,22 @@ mod tests {
         let mut allocator = DataAllocator::new(3);
         allocator.grow(70);
         assert_eq!((allocator.free(), allocator.total()), (67, 70));
-        assert_eq!(allocator.take(), Some(DataBlock(3)));
+        assert_eq!(take(&mut allocator), Some(DataBlock(3)));
+    }
+
+    #[test]
+    fn a_drawn_run_counts_as_free_until_it_is_taken() {
+        let mut allocator = DataAllocator::new(70);
+        allocator.add_free(0..70);
+        let drawn = allocator.draw(100);
+        assert_eq!(drawn, Some(0..64), "a run stays within a word");
+        assert_eq!(allocator.draw(100), Some(64..70));
+        assert_eq!((allocator.draw(1), allocator.free()), (None, 70));
+        allocator.put_back(64..70);
+        assert_eq!(allocator.draw(2), Some(64..66));
+        allocator.make_ready(0..64);
+        assert_eq!(allocator.take(), Some(DataBlock(0)));
+        assert_eq!(allocator.free(), 69);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use parking_lot::{Mutex, RwLock};
 
 use crate::metadata::Change;
+use crate::room::Waiting;
 use crate::trees::Mapping;
 use crate::units::{DataBlock, VirtualBlock};
 
@@ -103,6 +104,13 @@ impl Collected {
         self.pinned.is_empty()
     }
 
+    pub(crate) fn waiting(&self) -> Waiting {
+        Waiting {
+            changes: self.changes.len() as u64,
+            chunks: self.pinned.len() as u64,
+        }
+    }
+
     /// To be called when the changes are durable and loading reads the commit that made them so.
     pub(crate) fn unpin(self) {
         for chunk in self.pinned {
@@ -138,18 +146,18 @@ impl ChunkMap {
         chunk
     }
 
-    /// Changes one mapping, and marks it for the next commit.
+    /// Marks a mapping for the next commit, has `announce` called with whether it is the first in its
+    /// chunk, and changes it: in this order, so that whoever sees the new mapping finds it announced,
+    /// and a commit that begins after the announcement sees the mark, and waits here for the mapping.
     pub(crate) fn set(
         &self,
         chunk: &Chunk,
         block: VirtualBlock,
         mapping: Option<Mapping>,
+        announce: impl FnOnce(bool),
     ) -> Replaced {
         let slot = slot_of(block);
         let mut changed = chunk.changed.lock();
-        let packed = mapping.map_or(UNMAPPED, Mapping::pack);
-        let before = chunk.slots[slot].swap(packed, Ordering::AcqRel);
-        let before = (before != UNMAPPED).then(|| Mapping::unpack(before));
         let clean = changed.iter().all(|word| *word == 0);
         let mask = 1u64 << (slot % 64);
         let marked = changed[slot / 64] & mask != 0;
@@ -158,6 +166,10 @@ impl ChunkMap {
             chunk.pins.fetch_add(1, Ordering::Relaxed);
             self.changed.lock().insert(chunk_of(block));
         }
+        announce(clean);
+        let packed = mapping.map_or(UNMAPPED, Mapping::pack);
+        let before = chunk.slots[slot].swap(packed, Ordering::AcqRel);
+        let before = (before != UNMAPPED).then(|| Mapping::unpack(before));
         let never_collected = if marked {
             before.map(|mapping| mapping.block)
         } else {
@@ -193,6 +205,38 @@ impl ChunkMap {
             collected.pinned.push(chunk);
         }
         collected
+    }
+
+    /// Marks what was collected for a commit that did not come about. Returns data blocks whose
+    /// mapping has been changed again since: no tree will give them back.
+    pub(crate) fn put_back(&self, collected: Collected) -> Vec<DataBlock> {
+        let mut superseded = Vec::new();
+        for changes in collected
+            .changes
+            .chunk_by(|(block, _), (next, _)| chunk_of(*block) == chunk_of(*next))
+        {
+            let index = chunk_of(changes[0].0);
+            let Some(chunk) = self.loaded.read().get(&index).map(Arc::clone) else {
+                unreachable!("chunk {index} is pinned but not loaded")
+            };
+            let mut changed = chunk.changed.lock();
+            let clean = changed.iter().all(|word| *word == 0);
+            for (block, mapping) in changes {
+                let slot = slot_of(*block);
+                let mask = 1u64 << (slot % 64);
+                if changed[slot / 64] & mask != 0 {
+                    superseded.extend(mapping.map(|mapping| mapping.block));
+                }
+                changed[slot / 64] |= mask;
+            }
+            // The collection's pin becomes that of the marks, unless they have one.
+            if clean {
+                self.changed.lock().insert(index);
+            } else {
+                chunk.pins.fetch_sub(1, Ordering::Release);
+            }
+        }
+        superseded
     }
 
     /// Drops up to `wanted` chunks that have not been used since the last time around.

@@ -7,14 +7,17 @@
 //!    served by the next.
 //! 2. Number the commit and collect what changed in memory. From here on new changes belong to the
 //!    next commit.
-//! 3. Sync the data store, so that what the collected mappings point to is stable.
-//! 4. Away from the caller's thread: catalog lines, changes into the trees, metadata blocks, sync,
+//! 3. Fill in the blocks that are only partly there (`partial.rs`). A device for which that fails is
+//!    left out: its changes are marked again for the next commit, and its flushes fail meanwhile.
+//! 4. Sync the data store, so that what the collected mappings point to is stable.
+//! 5. Away from the caller's thread: catalog lines, changes into the trees, metadata blocks, sync,
 //!    superblock, sync.
-//! 5. Publish: readers load from the new commit, its number is complete, blocks that lost their
+//! 6. Publish: readers load from the new commit, its number is complete, blocks that lost their
 //!    last mapping wait for their epoch.
 //!
-//! Requests on mapped, exclusive blocks notice nothing of all this: they look up in memory and hold
-//! no lock that a commit takes for longer than copying a few words.
+//! Requests on mapped, exclusive blocks that are whole notice nothing of all this: they look up in
+//! memory and hold no lock that a commit takes for longer than copying a few words. A write to a block
+//! that is just being filled in waits for that.
 //!
 //! # Freeing and reuse
 //!
@@ -23,52 +26,82 @@
 //! could have begun has drained (`epoch.rs`); only then is its space given back to the data store
 //! and the block handed out again (invariant 2).
 //!
-//! The intent log (one sync of a small log in place of step 4 for most flushes) will stand between
-//! steps 3 and 4: it takes what step 2 collected.
+//! The intent log (one sync of a small log in place of step 5 for most flushes) will stand between
+//! steps 4 and 5: it takes what step 2 collected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::chunks::Collected;
-use crate::device::Device;
+use crate::device::{Device, LeftOut};
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::info::Mode;
 use crate::metadata::{self, COUNTS_A_BITMAP};
+use crate::partial::Partial;
 use crate::pool::Pool;
+use crate::room::{Space, Waiting};
 use crate::sync::Held;
 use crate::units::ThinId;
 use crate::writer::{Control, Writer};
 
-/// The most changes that may wait for a commit; a write that would exceed it commits first.
-const CHANGES_MAX: u64 = 65_536;
-
-/// Metadata blocks that one change may need: a path in each of the trees, and splits.
-const BLOCKS_A_CHANGE: u64 = 8;
-
-/// Metadata blocks that a commit may need whatever changed: paths of the trees' upper levels, and
-/// what the trees keep back for removals.
-const BLOCKS_A_COMMIT: u64 = 64;
-
 /// A commit that has collected its changes.
 pub(crate) struct Begun<D> {
     number: u64,
-    collected: Vec<(Arc<Device<D>>, Collected)>,
-    changes: u64,
+    parts: Vec<Part<D>>,
+    /// From devices that the operation ends, and whose blocks cannot be filled in: dropped if it
+    /// succeeds.
+    abandoned: Vec<Part<D>>,
+    waiting: Waiting,
     /// No collected mapping is younger.
     time: u32,
 }
 
+impl<D> Begun<D> {
+    /// The commit ends this device: what cannot be filled in no longer matters.
+    pub(crate) fn abandon(&mut self, id: ThinId) {
+        let mut parts = self.parts.iter_mut();
+        if let Some(part) = parts.find(|part| part.device.id == id) {
+            part.ends = true;
+        }
+    }
+}
+
+/// What a commit takes from one device.
+struct Part<D> {
+    device: Arc<Device<D>>,
+    collected: Collected,
+    /// Data blocks that must be made whole: all those that collected mappings name, and perhaps
+    /// some whose mapping is just being made.
+    partial: Vec<Arc<Partial>>,
+    /// Whether the device ends with this commit.
+    ends: bool,
+}
+
 impl<H: Host> Pool<H> {
     /// Makes everything done so far durable. Cheap when nothing changed. After a failed commit it
-    /// fails too.
+    /// fails too, and while a volume's blocks cannot be filled in.
     pub async fn commit(self: &Arc<Self>) -> Result<(), Error> {
-        let changed = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0;
+        let changed = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0
+            || self.check_all_covered().is_err();
+        let mut committed = Ok(());
         if changed || self.counters.has_unsynced_writes() || self.commits.has_unfinished() {
-            self.commit_through(self.commits.next()).await?;
+            committed = self.commit_everything().await;
         }
         self.release_drained().await;
-        Ok(())
+        committed
+    }
+
+    /// One commit, of all devices.
+    pub(crate) async fn commit_everything(self: &Arc<Self>) -> Result<(), Error> {
+        self.commit_through(self.commits.next()).await?;
+        self.check_all_covered()
+    }
+
+    fn check_all_covered(&self) -> Result<(), Error> {
+        let table = self.table.read();
+        let mut devices = table.devices.values();
+        devices.try_for_each(|device| device.check_covered(0))
     }
 
     /// Waits for, or makes, the commit with this number.
@@ -84,25 +117,84 @@ impl<H: Host> Pool<H> {
         }
     }
 
+    /// Step 3. Makes the blocks whole that a commit's mappings name.
+    async fn fill_in(&self, begun: &mut Begun<H::Data>) {
+        let mut left_out = Waiting::default();
+        for part in std::mem::take(&mut begun.parts) {
+            match self.complete_all(&part.device, &part.partial).await {
+                Ok(()) => begun.parts.push(part),
+                Err(_) if part.ends => begun.abandoned.push(part),
+                Err(cause) => {
+                    left_out.add(part.collected.waiting());
+                    self.leave_out(begun.number, part, cause.to_string());
+                }
+            }
+        }
+        self.counters.set_left_out(left_out);
+    }
+
+    /// Leaves to the next commit what this one collected from a device.
+    fn leave_out(&self, number: u64, part: Part<H::Data>, reason: String) {
+        let device = part.device;
+        *device.left_out.lock() = Some(LeftOut {
+            commit: number,
+            reason,
+        });
+        device.durable_with.fetch_max(number + 1, Ordering::SeqCst);
+        let superseded = device.chunks.put_back(part.collected);
+        for block in &superseded {
+            self.forget_partial(&device, *block);
+        }
+        self.epochs.retire(superseded);
+    }
+
+    /// Drops the changes of abandoned devices, or keeps them when the operation was not done.
+    fn settle_abandoned(&self, number: u64, abandoned: Vec<Part<H::Data>>, is_done: bool) {
+        for mut part in abandoned {
+            if !is_done {
+                self.counters.wait(part.collected.waiting());
+                let reason = "it was to be removed, and could not be".to_owned();
+                self.leave_out(number, part, reason);
+                continue;
+            }
+            // No tree has ever named the blocks that these changes would have put in.
+            let changes = std::mem::take(&mut part.collected.changes).into_iter();
+            let blocks = changes.filter_map(|(_, mapping)| Some(mapping?.block));
+            self.epochs.retire(blocks.collect());
+            part.collected.unpin();
+        }
+    }
+
     /// Step 2. The caller holds the writer.
     pub(crate) fn begin_commit(&self) -> Begun<H::Data> {
         let number = self.commits.start();
-        let changes = self.counters.uncommitted_changes.load(Ordering::Relaxed);
+        let waiting = self.counters.waiting();
         let devices: Vec<_> = self.table.read().devices.values().map(Arc::clone).collect();
-        let collected = devices.into_iter().filter_map(|device| {
+        let mut parts = Vec::new();
+        for device in devices {
             let collected = device.chunks.collect();
-            (!collected.is_empty()).then_some((device, collected))
-        });
-        let collected = collected.collect();
+            if collected.is_empty() {
+                continue;
+            }
+            // Looked at after collecting: a block is noted before its mapping is changed.
+            let partial = device.partials.all();
+            parts.push(Part {
+                device,
+                collected,
+                partial,
+                ends: false,
+            });
+        }
         Begun {
             number,
-            collected,
-            changes,
+            parts,
+            abandoned: Vec::new(),
+            waiting,
             time: self.time.load(Ordering::Acquire),
         }
     }
 
-    /// Steps 3 to 5. A failure of the commit stops the pool; a control operation may fail alone.
+    /// Steps 3 to 6. A failure of the commit stops the pool; a control operation may fail alone.
     /// When it is done, `publish` shows it to others before the next one can begin.
     pub(crate) async fn finish_commit(
         self: &Arc<Self>,
@@ -125,22 +217,23 @@ impl<H: Host> Pool<H> {
     async fn try_commit(
         self: &Arc<Self>,
         mut writer: Held<Writer>,
-        begun: Begun<H::Data>,
+        mut begun: Begun<H::Data>,
         control: Option<Control>,
         publish: impl FnOnce() + Send,
     ) -> Result<Result<(), Error>, Error> {
+        self.fill_in(&mut begun).await;
         self.sync_writes().await?;
-        self.counters
-            .uncommitted_changes
-            .fetch_sub(begun.changes, Ordering::Relaxed);
+        self.counters.no_longer_waiting(begun.waiting);
         let mut changes = Vec::new();
-        let mut pinned = Vec::new();
-        for (device, mut collected) in begun.collected {
-            changes.push((device.id, std::mem::take(&mut collected.changes)));
-            pinned.push(collected);
+        let mut covered = Vec::new();
+        for mut part in begun.parts {
+            let collected = std::mem::take(&mut part.collected.changes);
+            changes.push((part.device.id, collected));
+            covered.push((part.device, part.collected));
         }
         if changes.is_empty() && control.is_none() {
             self.commits.complete(begun.number);
+            self.watch.committed(|| self.counters.has_uncommitted());
             return Ok(Ok(()));
         }
         let (writer, done) = self
@@ -152,13 +245,21 @@ impl<H: Host> Pool<H> {
             .await;
         let done = done?;
         *self.committed.write() = writer.metadata.committed();
+        // Only now, and before the number is complete: who waits for that looks here afterwards.
+        for (device, _) in &covered {
+            *device.left_out.lock() = None;
+        }
         self.commits.complete(begun.number);
-        pinned.into_iter().for_each(Collected::unpin);
+        for (_, collected) in covered {
+            collected.unpin();
+        }
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.epochs.retire(done.freed);
+        self.settle_abandoned(begun.number, begun.abandoned, done.control.is_ok());
         if done.control.is_ok() {
             publish();
         }
+        self.watch.committed(|| self.counters.has_uncommitted());
         self.note_metadata_space(writer);
         Ok(done.control)
     }
@@ -170,19 +271,17 @@ impl<H: Host> Pool<H> {
         let free = tx.free_metadata_blocks();
         // A commit may touch every bitmap of the data store.
         let bitmaps = tx.disk_blocks() / COUNTS_A_BITMAP;
-        let kept = metadata::reserve(total) + bitmaps + BLOCKS_A_COMMIT;
-        let changes = free.saturating_sub(kept) / BLOCKS_A_CHANGE;
-        let space = &self.metadata_space;
-        space.total.store(total, Ordering::Relaxed);
-        space.free.store(free, Ordering::Relaxed);
-        space
-            .changes_max
-            .store(changes.min(CHANGES_MAX), Ordering::Relaxed);
+        self.metadata_room.note(Space {
+            total,
+            free,
+            kept: metadata::reserve(total) + bitmaps,
+            data_used: tx.disk_allocated(),
+        });
     }
 
     /// Refuses what needs new metadata blocks when only the reserve is left.
     pub(crate) fn check_metadata_space(&self) -> Result<(), Error> {
-        if self.metadata_space.is_exhausted() {
+        if self.metadata_room.is_exhausted() {
             return Err(Error::OutOfMetadataSpace);
         }
         Ok(())
@@ -196,15 +295,14 @@ impl<H: Host> Pool<H> {
             .counters
             .permitted_changes
             .fetch_add(1, Ordering::Relaxed);
-        let waiting = self.counters.uncommitted_changes.load(Ordering::Relaxed);
-        let limit = self.metadata_space.changes_max.load(Ordering::Relaxed);
-        (permitted + waiting < limit).then_some(permit)
+        let waiting = self.counters.all_waiting();
+        let admitted = self.metadata_room.admits(waiting, permitted + 1);
+        admitted.then_some(permit)
     }
 
     /// Bounds the open transaction after unmapping: with too many changes waiting, commits.
     pub(crate) async fn throttle_changes(self: &Arc<Self>) -> Result<(), Error> {
-        let waiting = self.counters.uncommitted_changes.load(Ordering::Relaxed);
-        if waiting > self.metadata_space.changes_max.load(Ordering::Relaxed) {
+        if !self.metadata_room.admits(self.counters.all_waiting(), 0) {
             self.commit_through(self.commits.next()).await?;
         }
         Ok(())
@@ -252,8 +350,11 @@ impl<H: Host> Pool<H> {
     /// Finds a free data block for a write that got none: frees what a commit, a deletion in
     /// progress, or a drained epoch can free.
     pub(crate) async fn make_space(self: &Arc<Self>) -> Result<(), Error> {
+        // What was left out is worth one more try.
+        let mut left_out = self.check_all_covered().is_err();
         loop {
-            let uncommitted = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0;
+            let uncommitted = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0
+                || std::mem::take(&mut left_out);
             if uncommitted {
                 self.commit_through(self.commits.next()).await?;
             }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::catalog::{Entry, Operation};
 use crate::chunks::chunk_of;
 use crate::commit::Begun;
-use crate::device::Device;
+use crate::device::{Device, ThinDevice};
 use crate::error::Error;
 use crate::host::Host;
 use crate::info::{DeviceInfo, Mode};
@@ -89,9 +89,13 @@ impl<H: Host> Pool<H> {
             claim.keep_for_good();
             self.counters.deleting.fetch_add(1, Ordering::Relaxed);
             self.table.write().devices.remove(name);
-            device.chunks.drop_from(0, &self.chunk_budget);
+            self.drop_contents(&device);
         };
-        self.change_catalog(writer, operations, publish).await
+        let mut begun = self.begin_commit();
+        begun.abandon(device.id);
+        let control = Control::catalog_only(operations);
+        self.finish_commit(writer, begun, Some(control), publish)
+            .await
     }
 
     /// Gives a device another name; a volume's snapshots follow it.
@@ -135,6 +139,8 @@ impl<H: Host> Pool<H> {
             if size < before {
                 return self.shrink(&device, size).await;
             }
+            // Open meanwhile, so that nobody removes what this writes to.
+            let _open = ThinDevice::open(Arc::clone(self), Arc::clone(&device))?;
             self.zero_hidden_tail(&device, before, size).await?;
             let writer = self.writer_for_change().await?;
             // It may have been removed, rolled back, frozen or resized meanwhile.
@@ -157,8 +163,16 @@ impl<H: Host> Pool<H> {
             name: name.clone(),
             size,
         };
+        let control = Control::catalog_only(vec![operation]);
         let publish = || device.update(|entry| entry.size = size);
-        self.change_catalog(writer, vec![operation], publish)
+        let gates = [&device.writes];
+        let closed = ClosedGates::close(&gates);
+        closed.drained().await;
+        // The zeros in the tail must be part of this commit.
+        self.complete_devices(std::iter::once(&**device)).await?;
+        let begun = self.begin_commit();
+        drop(closed);
+        self.finish_commit(writer, begun, Some(control), publish)
             .await?;
         self.info(&name)
     }
@@ -173,6 +187,7 @@ impl<H: Host> Pool<H> {
         // again: zeroing it now would be seen if the power went before the commit.
         let boundary = self.block_size.blocks_covering(size) * self.block_size.bytes();
         let writer = self.writer_for_change().await?;
+        self.complete_devices(std::iter::once(&**device)).await?;
         let begun = self.begin_commit();
         let name = device.name();
         let first = self.block_size.block_of(boundary);
@@ -203,6 +218,8 @@ impl<H: Host> Pool<H> {
         let gates = [&device.writes];
         let closed = ClosedGates::close(&gates);
         closed.drained().await;
+        // Later nobody could overwrite or discard what cannot be filled in.
+        self.complete_devices(std::iter::once(&*device)).await?;
         device.read_only.store(true, Ordering::Release);
         drop(closed);
         let name = device.name();
@@ -223,7 +240,7 @@ impl<H: Host> Pool<H> {
         let committed = if nothing_to_commit {
             Ok(())
         } else {
-            self.commit_through(self.commits.next()).await
+            self.commit_everything().await
         };
         self.release_drained().await;
         self.stop(Mode::Failed, "it was closed");
@@ -245,11 +262,8 @@ impl<H: Host> Pool<H> {
         operations: Vec<Operation>,
         publish: impl FnOnce() + Send,
     ) -> Result<(), Error> {
-        let control = Control {
-            operations,
-            change: Box::new(|_| Ok(())),
-        };
         let begun = self.begin_commit();
+        let control = Control::catalog_only(operations);
         self.finish_commit(writer, begun, Some(control), publish)
             .await
     }
@@ -267,6 +281,14 @@ impl<H: Host> Pool<H> {
         writer.ids.extend(new_ids);
         self.finish_commit(writer, begun, Some(control), publish)
             .await
+    }
+
+    /// Drops what is in memory of a device that is no more.
+    pub(crate) fn drop_contents(&self, device: &Device<H::Data>) {
+        device.chunks.drop_from(0, &self.chunk_budget);
+        for partial in device.partials.all() {
+            self.forget_partial(device, partial.block);
+        }
     }
 
     pub(crate) fn add(&self, device: Device<H::Data>) {

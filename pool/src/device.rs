@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::catalog::Entry;
-use crate::chunks::ChunkMap;
+use crate::chunks::{Chunk, ChunkMap};
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::map::Zeroing;
 use crate::name::DeviceName;
+use crate::partial::{Partial, Partials};
 use crate::pool::Pool;
 use crate::serve::ReadPiece;
 use crate::stats::DeviceStats;
 use crate::sync::{Cells, Gate};
-use crate::units::ThinId;
+use crate::trees::Mapping;
+use crate::units::{ThinId, VirtualBlock};
 
 /// What the pool knows of one device while it is open.
 pub(crate) struct Device<D> {
@@ -30,15 +32,27 @@ pub(crate) struct Device<D> {
     /// The commit that will have made every change so far durable.
     pub(crate) durable_with: AtomicU64,
     pub(crate) chunks: ChunkMap,
+    /// Which of its data blocks are not whole yet.
+    pub(crate) partials: Partials,
     /// Which chunk is being loaded.
     pub(crate) loading: Cells,
-    /// Which virtual block is being provisioned, broken out of sharing or unmapped.
+    /// Which virtual block is being provisioned, broken out of sharing, filled in or unmapped.
     pub(crate) blocks: Cells,
     /// Writes pass it; taking a snapshot closes it.
     pub(crate) writes: Gate,
+    /// Set while commits have to leave its changes out.
+    pub(crate) left_out: Mutex<Option<LeftOut>>,
     pub(crate) origin: Option<Origin<D>>,
     pub(crate) stats: Arc<DeviceStats>,
     users: Mutex<Users>,
+}
+
+/// Why a device's changes are not durable.
+pub(crate) struct LeftOut {
+    /// The last commit that did not cover them.
+    pub(crate) commit: u64,
+    /// What went wrong.
+    pub(crate) reason: String,
 }
 
 /// A read-only store that shows through where nothing is mapped.
@@ -71,9 +85,11 @@ impl<D: DataIo> Device<D> {
             mapped_blocks: AtomicU64::new(mapped_blocks),
             durable_with: AtomicU64::new(0),
             chunks: ChunkMap::default(),
+            partials: Partials::default(),
             loading: Cells::default(),
             blocks: Cells::default(),
             writes: Gate::default(),
+            left_out: Mutex::default(),
             origin,
             stats: Arc::default(),
             users: Mutex::default(),
@@ -94,6 +110,36 @@ impl<D: DataIo> Device<D> {
         change(&mut entry);
         self.size.store(entry.size, Ordering::Release);
         self.read_only.store(entry.read_only, Ordering::Release);
+    }
+
+    /// A block's mapping, and the note on its data block when that is not whole yet.
+    ///
+    /// A note goes when the block is whole, or after the mapping has gone. So when there is none,
+    /// and the mapping is still the same, the block is whole. The caller is inside an epoch, hence
+    /// the same data block cannot have come back in between.
+    pub(crate) fn lookup(
+        &self,
+        chunk: &Chunk,
+        block: VirtualBlock,
+    ) -> Option<(Mapping, Option<Arc<Partial>>)> {
+        loop {
+            let mapping = chunk.get(block)?;
+            let partial = self.partials.get(mapping.block);
+            if partial.is_some() || chunk.get(block) == Some(mapping) {
+                return Some((mapping, partial));
+            }
+        }
+    }
+
+    /// Refuses to call durable what a commit from `number` on has left out.
+    pub(crate) fn check_covered(&self, number: u64) -> Result<(), Error> {
+        match &*self.left_out.lock() {
+            Some(left_out) if left_out.commit >= number => Err(Error::NotDurable {
+                name: self.name(),
+                reason: left_out.reason.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn open_count(&self) -> u64 {

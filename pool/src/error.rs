@@ -51,6 +51,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// Changes that no commit can cover, since a block they belong to cannot be filled in.
+    #[error("what was written to {name} is not durable: {reason}")]
+    NotDurable {
+        /// The volume.
+        name: DeviceName,
+        /// What went wrong, and what helps.
+        reason: String,
+    },
+
     /// A request outside the device.
     #[error("request of {len} bytes at {offset} ends beyond the device's size {size}")]
     OutOfRange {
@@ -143,6 +152,14 @@ pub enum Error {
     },
 }
 
+/// Whether a store is full, as a disk or by quota.
+pub(crate) fn is_full(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// What kind of remedy an error asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -195,10 +212,11 @@ impl Error {
                 | metadata_btree::Error::NoOverflowCount { .. }
                 | metadata_btree::Error::NoBitmap { .. },
             ) => ErrorKind::Damaged,
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                ErrorKind::NoSpace
-            }
-            Error::Metadata(_) | Error::Io { .. } | Error::Stopped { .. } => ErrorKind::Io,
+            Error::Io { source, .. } if is_full(source) => ErrorKind::NoSpace,
+            Error::Metadata(_)
+            | Error::Io { .. }
+            | Error::NotDurable { .. }
+            | Error::Stopped { .. } => ErrorKind::Io,
         }
     }
 

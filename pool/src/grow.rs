@@ -1,7 +1,6 @@
 //! Making a pool larger.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use metadata_btree::BLOCK_SIZE;
 
@@ -43,8 +42,8 @@ impl<H: Host> Pool<H> {
 
     /// Refuses a growth whose bitmaps would eat up the metadata: one block for 16320.
     fn check_room_for_bitmaps(&self, added: u64) -> Result<(), Error> {
-        let total = self.metadata_space.total.load(Ordering::Relaxed);
-        let free = self.metadata_space.free.load(Ordering::Relaxed);
+        let total = self.metadata_room.total();
+        let free = self.metadata_room.free();
         let needed = added / COUNTS_A_BITMAP + added / COUNTS_A_BITMAP / 64 + 16;
         if needed > free.saturating_sub(metadata::reserve(total)) {
             return Err(Error::OutOfMetadataSpace);
@@ -61,7 +60,7 @@ impl<H: Host> Pool<H> {
         })?;
         let writer = self.writer_for_change().await?;
         let block_size = BLOCK_SIZE as u64;
-        let before = self.metadata_space.total.load(Ordering::Relaxed);
+        let before = self.metadata_room.total();
         let blocks = (bytes / block_size).min(METADATA_BLOCKS_MAX);
         check_growth(
             "the metadata store",

@@ -25,6 +25,10 @@ pub trait DataIo: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = io::Result<()>> + Send;
 
+    /// Sees to it that writes to the range will not lack space, where the store can promise that.
+    /// What the range holds stays as it is.
+    fn allocate(&self, at: u64, len: u64) -> impl Future<Output = io::Result<()>> + Send;
+
     /// Makes the range read as zeros and keeps its space allocated.
     fn zero(&self, at: u64, len: u64) -> impl Future<Output = io::Result<()>> + Send;
 

@@ -110,4 +110,6 @@ pub struct Status {
     pub provisioned_blocks: u64,
     /// Blocks given to writes of shared ranges since the pool was opened.
     pub copied_blocks: u64,
+    /// Blocks of which only the sub-blocks written so far exist: the next commit fills in the rest.
+    pub partial_blocks: u64,
 }

@@ -6,7 +6,7 @@
 //! - [`Pool`] is what is shared (`pool.rs`), [`ThinDevice`] the handle to one device (`device.rs`);
 //! - `map.rs` decides what a request amounts to, and is pure; `serve/` carries it out;
 //! - `chunks.rs` holds the mappings that requests look up, `allocator.rs` and `epoch.rs` the blocks
-//!   they may take;
+//!   they may take, `partial.rs` those that are not whole yet, `room.rs` how much may change;
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
 //! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
 //!   pool larger; `catalog.rs` knows the names;
@@ -14,6 +14,8 @@
 //!
 //! The crate uses no runtime, no threads, no clock and no randomness; all that is handed in through
 //! [`Host`] and [`DataIo`].
+
+#![forbid(unsafe_code)]
 
 mod allocator;
 mod catalog;
@@ -30,7 +32,9 @@ mod map;
 mod metadata;
 mod name;
 mod open;
+mod partial;
 mod pool;
+mod room;
 mod serve;
 mod share;
 mod stats;
@@ -39,6 +43,7 @@ mod sync;
 mod trees;
 mod units;
 mod usage;
+mod watch;
 mod writer;
 
 pub use catalog::{CatalogStore, FileCatalog};

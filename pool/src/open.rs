@@ -19,12 +19,14 @@ use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::metadata::{Committed, Metadata};
 use crate::name::DeviceName;
-use crate::pool::{Counters, Health, MetadataSpace, Pool, Table};
+use crate::pool::{Counters, Health, Pool, Table};
+use crate::room::Room;
 use crate::stats::Histogram;
 use crate::superblock::{LOCATION, Superblock};
 use crate::sync::{CommitNumbers, Exclusive};
 use crate::trees::DeviceDetails;
 use crate::units::{BlockSize, DEVICE_SIZE_MAX, SECTOR_SIZE, ThinId};
+use crate::watch::Watch;
 use crate::writer::Writer;
 
 /// What a pool consists of.
@@ -188,16 +190,18 @@ impl<H: Host> Pool<H> {
             committed: RwLock::new(committed),
             table: RwLock::new(table),
             allocator: Mutex::new(allocator),
+            drawing: Arc::new(Exclusive::new(())),
             epochs: Epochs::new(),
             commits: CommitNumbers::default(),
             commit_durations: Histogram::default(),
             chunk_budget: ChunkBudget::default(),
-            metadata_space: MetadataSpace::default(),
+            metadata_room: Room::default(),
             counters: Counters {
                 deleting: deleting.into(),
                 ..Counters::default()
             },
             health: Health::new(read_only),
+            watch: Watch::default(),
             host,
         };
         let pool = Arc::new(pool);

@@ -16,9 +16,11 @@ use crate::host::Host;
 use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
 use crate::metadata::Committed;
 use crate::name::DeviceName;
+use crate::room::{Room, Waiting};
 use crate::stats::{DeviceStats, Histogram};
 use crate::sync::{CommitNumbers, Exclusive};
 use crate::units::{BlockSize, VirtualBlock};
+use crate::watch::Watch;
 use crate::writer::Writer;
 
 /// An open pool of thin devices.
@@ -40,34 +42,21 @@ pub struct Pool<H: Host> {
     pub(crate) time: AtomicU32,
     pub(crate) table: RwLock<Table<H::Data>>,
     pub(crate) allocator: Mutex<DataAllocator>,
+    /// Who has it asks the data store for the space of the next blocks.
+    pub(crate) drawing: Arc<Exclusive<()>>,
     pub(crate) epochs: Epochs,
     pub(crate) commits: CommitNumbers,
     pub(crate) commit_durations: Histogram,
     pub(crate) chunk_budget: ChunkBudget,
-    pub(crate) metadata_space: MetadataSpace,
+    pub(crate) metadata_room: Room,
     pub(crate) counters: Counters,
     pub(crate) health: Health,
+    pub(crate) watch: Watch,
 }
 
 /// The devices, by name.
 pub(crate) struct Table<D> {
     pub(crate) devices: BTreeMap<DeviceName, Arc<Device<D>>>,
-}
-
-/// How much metadata was left after the last commit, in blocks.
-#[derive(Default)]
-pub(crate) struct MetadataSpace {
-    pub(crate) total: AtomicU64,
-    pub(crate) free: AtomicU64,
-    /// How many changes may wait for a commit.
-    pub(crate) changes_max: AtomicU64,
-}
-
-impl MetadataSpace {
-    /// Whether only the reserve is left.
-    pub(crate) fn is_exhausted(&self) -> bool {
-        self.changes_max.load(Ordering::Relaxed) == 0
-    }
 }
 
 /// What happened since the pool was opened.
@@ -78,8 +67,18 @@ pub(crate) struct Counters {
     pub(crate) copied_blocks: AtomicU64,
     /// Changes of mappings that no commit has collected yet.
     pub(crate) uncommitted_changes: AtomicU64,
+    /// Chunks those lie in.
+    pub(crate) uncommitted_chunks: AtomicU64,
+    /// Changes that the last commit has left out.
+    pub(crate) left_out_changes: AtomicU64,
+    /// Chunks those lie in.
+    pub(crate) left_out_chunks: AtomicU64,
+    /// Changes of mappings that are being made, and perhaps not counted yet.
+    pub(crate) changes_being_made: AtomicU64,
     /// Changes of mappings about to be made.
     pub(crate) permitted_changes: AtomicU64,
+    /// Data blocks that are not whole yet.
+    pub(crate) partial_blocks: AtomicU64,
     /// Devices being deleted.
     pub(crate) deleting: AtomicU64,
     /// Writes in place that are not durable by themselves.
@@ -89,6 +88,53 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    /// What waits for a commit, but for what the last one has left out.
+    pub(crate) fn waiting(&self) -> Waiting {
+        Waiting {
+            changes: self.uncommitted_changes.load(Ordering::SeqCst),
+            chunks: self.uncommitted_chunks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// All that waits for a commit.
+    pub(crate) fn all_waiting(&self) -> Waiting {
+        let mut all = self.waiting();
+        all.add(Waiting {
+            changes: self.left_out_changes.load(Ordering::Relaxed),
+            chunks: self.left_out_chunks.load(Ordering::Relaxed),
+        });
+        all
+    }
+
+    pub(crate) fn set_left_out(&self, left_out: Waiting) {
+        self.left_out_changes
+            .store(left_out.changes, Ordering::Relaxed);
+        self.left_out_chunks
+            .store(left_out.chunks, Ordering::Relaxed);
+    }
+
+    /// More waits for a commit.
+    pub(crate) fn wait(&self, waiting: Waiting) {
+        self.uncommitted_changes
+            .fetch_add(waiting.changes, Ordering::SeqCst);
+        self.uncommitted_chunks
+            .fetch_add(waiting.chunks, Ordering::Relaxed);
+    }
+
+    /// Whether anything acknowledged may be uncommitted.
+    pub(crate) fn has_uncommitted(&self) -> bool {
+        // In this order: what is no longer being made is counted.
+        self.changes_being_made.load(Ordering::SeqCst) > 0 || self.all_waiting().changes > 0
+    }
+
+    /// A commit takes over what waited when it began.
+    pub(crate) fn no_longer_waiting(&self, waiting: Waiting) {
+        self.uncommitted_changes
+            .fetch_sub(waiting.changes, Ordering::Relaxed);
+        self.uncommitted_chunks
+            .fetch_sub(waiting.chunks, Ordering::Relaxed);
+    }
+
     /// Whether writes in place wait for a sync of the data store.
     pub(crate) fn has_unsynced_writes(&self) -> bool {
         let synced = self.synced_in_place.load(Ordering::SeqCst);
@@ -238,6 +284,13 @@ impl<H: Host> Pool<H> {
         }
     }
 
+    /// Has `tell` called with whether acknowledged changes wait for a commit, so that they would be
+    /// lost with the process: at once, and then whenever that changes, before the first such change
+    /// is acknowledged. It must not call the pool. Once a pool; whether this was the first time.
+    pub fn watch_uncommitted(&self, tell: impl Fn(bool) + Send + Sync + 'static) -> bool {
+        self.watch.begin(Box::new(tell))
+    }
+
     /// All volumes and snapshots, by name.
     pub fn devices(&self) -> Vec<DeviceInfo> {
         let table = self.table.read();
@@ -300,8 +353,8 @@ impl<H: Host> Pool<H> {
             (allocator.free(), allocator.total())
         };
         let committed = self.committed.read().clone();
-        let metadata_total = self.metadata_space.total.load(Ordering::Relaxed);
-        let metadata_free = self.metadata_space.free.load(Ordering::Relaxed);
+        let metadata_total = self.metadata_room.total();
+        let metadata_free = self.metadata_room.free();
         let (mode, mode_reason) = self.mode(free);
         let (snapshots, volumes) = {
             let table = self.table.read();
@@ -330,6 +383,7 @@ impl<H: Host> Pool<H> {
             commits: counter(&self.counters.commits),
             provisioned_blocks: counter(&self.counters.provisioned_blocks),
             copied_blocks: counter(&self.counters.copied_blocks),
+            partial_blocks: counter(&self.counters.partial_blocks),
         }
     }
 
@@ -338,7 +392,7 @@ impl<H: Host> Pool<H> {
         match self.health.level.load(Ordering::Acquire) {
             FAILED => (Mode::Failed, self.health.reason.lock().clone()),
             READ_ONLY => (Mode::ReadOnly, self.health.reason.lock().clone()),
-            _ if self.metadata_space.is_exhausted() => (
+            _ if self.metadata_room.is_exhausted() => (
                 Mode::OutOfMetadataSpace,
                 Error::OutOfMetadataSpace.to_string(),
             ),

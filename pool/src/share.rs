@@ -77,9 +77,14 @@ impl<H: Host> Pool<H> {
                     .transpose()?,
             );
         }
+        let sources = || shares.iter().map(|share| &*share.origin);
+        // Most of it while writes go on; what they have added is done with the gates closed. A block
+        // that cannot be filled in thus fails this operation, and no commit.
+        self.complete_devices(sources()).await?;
         let gates: Vec<&Gate> = shares.iter().map(|share| &share.origin.writes).collect();
         let closed = ClosedGates::close(&gates);
         closed.drained().await;
+        self.complete_devices(sources()).await?;
         let begun = self.begin_commit();
         for share in &shares {
             share
@@ -197,7 +202,8 @@ impl<H: Host> Pool<H> {
             size: entry.size,
             external_origin: entry.external_origin.clone(),
         };
-        let begun = self.begin_commit();
+        let mut begun = self.begin_commit();
+        begun.abandon(volume.id);
         source.snapshotted_time.store(time, Ordering::Release);
         self.time.fetch_max(time, Ordering::AcqRel);
         let from = source.id;
@@ -211,7 +217,7 @@ impl<H: Host> Pool<H> {
         let publish = || {
             claim.keep_for_good();
             self.counters.deleting.fetch_add(1, Ordering::Relaxed);
-            volume.chunks.drop_from(0, &self.chunk_budget);
+            self.drop_contents(&volume);
             self.add(Device::new(id, entry, time, mapped, origin));
         };
         self.make_devices(writer, begun, control, vec![id], publish)

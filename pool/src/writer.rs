@@ -21,11 +21,15 @@ pub(crate) struct Control {
 impl Control {
     /// A piece of a deletion, which has been done already, and perhaps was the last.
     pub(crate) fn reclaimed(id: ThinId, gone: bool) -> Self {
-        let operations = if gone {
+        Self::catalog_only(if gone {
             vec![Operation::Reclaimed { id: id.get() }]
         } else {
             Vec::new()
-        };
+        })
+    }
+
+    /// A change of the catalog alone.
+    pub(crate) fn catalog_only(operations: Vec<Operation>) -> Self {
         Control {
             operations,
             change: Box::new(|_| Ok(())),

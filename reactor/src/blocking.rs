@@ -1,15 +1,14 @@
 //! A few threads for work that blocks.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::Pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::promise::{Offload, promise};
 
 /// How long a thread waits for work before it ends.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,34 +35,6 @@ struct State {
     idle: usize,
 }
 
-/// The result of a job, once it has run.
-#[must_use = "the result is the future's"]
-pub struct Offload<T> {
-    outcome: Arc<Mutex<Outcome<T>>>,
-}
-
-impl<T> Future for Offload<T> {
-    type Output = T;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        let mut outcome = self.outcome.lock();
-        match outcome.result.take() {
-            Some(Ok(value)) => Poll::Ready(value),
-            Some(Err(panic)) => resume_unwind(panic),
-            None => {
-                outcome.waiter = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// Where a job leaves its result, and who waits for it.
-struct Outcome<T> {
-    result: Option<thread::Result<T>>,
-    waiter: Option<Waker>,
-}
-
 impl BlockingPool {
     /// At most `threads_max` threads, at least one.
     pub fn new(threads_max: usize) -> Self {
@@ -83,23 +54,11 @@ impl BlockingPool {
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Offload<T> {
-        let outcome = Arc::new(Mutex::new(Outcome {
-            result: None,
-            waiter: None,
-        }));
-        let theirs = Arc::clone(&outcome);
+        let (promise, offload) = promise();
         self.run(Box::new(move || {
-            let result = catch_unwind(AssertUnwindSafe(job));
-            let waiter = {
-                let mut outcome = theirs.lock();
-                outcome.result = Some(result);
-                outcome.waiter.take()
-            };
-            if let Some(waiter) = waiter {
-                waiter.wake();
-            }
+            promise.keep(catch_unwind(AssertUnwindSafe(job)));
         }));
-        Offload { outcome }
+        offload
     }
 
     /// Runs a job that nobody waits for and that does not panic.

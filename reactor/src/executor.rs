@@ -85,6 +85,12 @@ impl Shared {
             self.doorbell.ring();
         }
     }
+
+    /// Takes back all rings so far.
+    fn silence(&self) {
+        self.doorbell.silence();
+        self.ready.lock().rung = false;
+    }
 }
 
 /// Rings at an executor's thread from anywhere.
@@ -94,10 +100,20 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// Ends the thread's present [`Executor::wait`], or the next one.
+    /// Ends the thread's present sleep, or the next one.
     pub fn ring(&self) {
         self.shared.ready.lock().rung = true;
         self.shared.rouse();
+    }
+
+    /// Takes back all rings so far; for the owner, when it is awake and the doorbell was heard.
+    pub(crate) fn silence(&self) {
+        self.shared.silence();
+    }
+
+    /// What becomes readable when the doorbell rings.
+    pub(crate) fn doorbell(&self) -> BorrowedFd<'_> {
+        self.shared.doorbell.as_fd()
     }
 }
 
@@ -209,6 +225,20 @@ impl<F: Future<Output = ()>> Executor<F> {
         polled
     }
 
+    /// Calls `sleep`, which may wait for the doorbell and for what else it likes if its argument is
+    /// true, and must only look if it is false: a task is ready then, or a [`Bell`] was rung. Wake-ups
+    /// ring the doorbell until it returns.
+    pub(crate) fn sleep<R>(&self, sleep: impl FnOnce(bool) -> R) -> R {
+        self.shared.sleeping.store(true, Ordering::SeqCst);
+        let awake = {
+            let mut ready = self.shared.ready.lock();
+            std::mem::take(&mut ready.rung) || !ready.slots.is_empty()
+        };
+        let slept = sleep(!awake);
+        self.shared.sleeping.store(false, Ordering::SeqCst);
+        slept
+    }
+
     /// Sleeps until a task is woken, a [`Bell`] is rung, there is news of the descriptor, or the time
     /// is up; at most one of these is needed, and none is promised. While tasks are ready it only
     /// looks at the descriptor.
@@ -217,19 +247,17 @@ impl<F: Future<Output = ()>> Executor<F> {
         descriptor: Option<(BorrowedFd<'_>, Interest)>,
         timeout: Option<Duration>,
     ) -> io::Result<News> {
-        self.shared.sleeping.store(true, Ordering::SeqCst);
-        let awake = {
-            let mut ready = self.shared.ready.lock();
-            std::mem::take(&mut ready.rung) || !ready.slots.is_empty()
-        };
-        let timeout = if awake { Some(Duration::ZERO) } else { timeout };
-        let polled = poll_descriptors(&self.shared.doorbell, descriptor, timeout);
-        self.shared.sleeping.store(false, Ordering::SeqCst);
-        let (rung, news) = polled?;
+        let (rung, news) = self.sleep(|may_wait| {
+            let timeout = if may_wait {
+                timeout
+            } else {
+                Some(Duration::ZERO)
+            };
+            poll_descriptors(&self.shared.doorbell, descriptor, timeout)
+        })?;
         // A ring may arrive after the sleep it was meant to end; the next wait silences it.
         if rung {
-            self.shared.doorbell.silence();
-            self.shared.ready.lock().rung = false;
+            self.shared.silence();
         }
         Ok(news)
     }

@@ -12,17 +12,19 @@ use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
-use crate::blocking::BlockingPool;
-
 /// Shares runs of one syncing function.
 pub(crate) struct GroupSync {
     shared: Arc<Shared>,
-    threads: BlockingPool,
 }
 
 struct Shared {
-    sync: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
+    start: Box<dyn Fn(Run) + Send + Sync>,
     state: Mutex<State>,
+}
+
+/// One run: the duty to tell how it ended.
+pub(crate) struct Run {
+    shared: Arc<Shared>,
 }
 
 #[derive(Default)]
@@ -60,17 +62,16 @@ impl Failure {
 }
 
 impl GroupSync {
-    pub(crate) fn new(
-        threads: BlockingPool,
-        sync: impl Fn() -> io::Result<()> + Send + Sync + 'static,
-    ) -> Self {
+    /// `start` sees to it that everything written so far is synced and then the run finished, and
+    /// does not wait for that. It is called on the thread of who asks, or of who finishes the run
+    /// before.
+    pub(crate) fn new(start: impl Fn(Run) + Send + Sync + 'static) -> Self {
         let shared = Shared {
-            sync: Box::new(sync),
+            start: Box::new(start),
             state: Mutex::default(),
         };
         GroupSync {
             shared: Arc::new(shared),
-            threads,
         }
     }
 
@@ -89,9 +90,9 @@ impl GroupSync {
             state.wanted = state.wanted.max(ticket);
             state.waiters.push(context.waker().clone());
             if !std::mem::replace(&mut state.running, true) {
+                state.begun += 1;
                 drop(state);
-                let shared = Arc::clone(&self.shared);
-                self.threads.run(Box::new(move || shared.run()));
+                Run::start(&self.shared);
             }
             Poll::Pending
         })
@@ -99,26 +100,31 @@ impl GroupSync {
     }
 }
 
-impl Shared {
-    /// Syncs until nobody needs another run.
-    fn run(&self) {
-        let mut state = self.state.lock();
-        while state.failed.is_none() && state.done < state.wanted {
-            state.begun += 1;
-            drop(state);
-            let result = (self.sync)();
-            state = self.state.lock();
-            match result {
-                Ok(()) => state.done = state.begun,
-                Err(cause) => state.failed = Some(Failure::of(&cause)),
-            }
-            // Who needs the next run waits again.
-            let waiters = std::mem::take(&mut state.waiters);
-            drop(state);
-            waiters.into_iter().for_each(Waker::wake);
-            state = self.state.lock();
+impl Run {
+    fn start(shared: &Arc<Shared>) {
+        let run = Run {
+            shared: Arc::clone(shared),
+        };
+        (shared.start)(run);
+    }
+
+    /// The run has ended; starts the next one if somebody needs it.
+    pub(crate) fn finish(self, result: io::Result<()>) {
+        let mut state = self.shared.state.lock();
+        match result {
+            Ok(()) => state.done = state.begun,
+            Err(cause) => state.failed = Some(Failure::of(&cause)),
         }
-        state.running = false;
+        let is_needed = state.failed.is_none() && state.done < state.wanted;
+        state.running = is_needed;
+        state.begun += u64::from(is_needed);
+        // Who needs the next run waits again.
+        let waiters = std::mem::take(&mut state.waiters);
+        drop(state);
+        if is_needed {
+            Run::start(&self.shared);
+        }
+        waiters.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -129,13 +135,25 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Executor, block_on};
+    use crate::{BlockingPool, Executor, block_on};
+
+    /// Runs `sync` on a pool's threads.
+    fn on_threads(
+        threads: BlockingPool,
+        sync: impl Fn() -> io::Result<()> + Send + Sync + 'static,
+    ) -> GroupSync {
+        let sync = Arc::new(sync);
+        GroupSync::new(move |run| {
+            let sync = Arc::clone(&sync);
+            threads.run(Box::new(move || run.finish(sync())));
+        })
+    }
 
     #[test]
     fn a_failure_is_final() {
         let calls = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&calls);
-        let group = GroupSync::new(BlockingPool::new(1), move || {
+        let group = on_threads(BlockingPool::new(1), move || {
             match counted.fetch_add(1, Ordering::SeqCst) {
                 1 => Err(io::Error::from_raw_os_error(28)),
                 _ => Ok(()),
@@ -158,7 +176,7 @@ mod tests {
         let calls = Arc::new(AtomicU64::new(0));
         let gate = Arc::new(Mutex::new(()));
         let (counted, gated) = (Arc::clone(&calls), Arc::clone(&gate));
-        let group = Arc::new(GroupSync::new(BlockingPool::new(1), move || {
+        let group = Arc::new(on_threads(BlockingPool::new(1), move || {
             counted.fetch_add(1, Ordering::SeqCst);
             drop(gated.lock());
             Ok(())
@@ -188,7 +206,7 @@ mod tests {
         let written = Arc::new(AtomicU64::new(0));
         let durable = Arc::new(AtomicU64::new(0));
         let (from, to) = (Arc::clone(&written), Arc::clone(&durable));
-        let group = Arc::new(GroupSync::new(BlockingPool::new(2), move || {
+        let group = Arc::new(on_threads(BlockingPool::new(2), move || {
             let seen = from.load(Ordering::SeqCst);
             thread::sleep(Duration::from_micros(20));
             to.store(seen, Ordering::SeqCst);

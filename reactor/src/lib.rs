@@ -33,10 +33,15 @@ mod executor;
 mod file;
 mod group_sync;
 mod host;
+mod promise;
+#[expect(unsafe_code, reason = "the kernel uses memory by address")]
+mod ring;
 
 pub use background::Background;
 pub use block_on::block_on;
-pub use blocking::{BlockingPool, Offload};
+pub use blocking::BlockingPool;
 pub use executor::{Bell, Executor, Interest, News, yield_now};
 pub use file::FileIo;
 pub use host::FileHost;
+pub use promise::Offload;
+pub use ring::{RING_IO_MARK, RingIo};

@@ -1,5 +1,7 @@
 //! What the tests of promises share: a simulated machine, an executor, and a model of the truth.
 
+#![forbid(unsafe_code)]
+
 pub mod driver;
 pub mod executor;
 pub mod history;

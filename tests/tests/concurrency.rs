@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use pool::{DeviceName, Error, ErrorKind, Identity, NewDevice, Pool, ThinDevice, Zeroing};
+use pool::{DeviceName, Error, ErrorKind, Identity, Mode, NewDevice, Pool, ThinDevice, Zeroing};
 use tests::Prng;
 use tests::executor::{Task, block_on, block_on_thread, run};
 use tests::history::History;
 use tests::image::expect_sound;
 use tests::runs::each_seed;
-use tests::sim::{Geometry, Machine, Shape, SimHost};
+use tests::sim::{Fault, FaultKind, Geometry, Io, Machine, Shape, SimHost};
 
 const BLOCK: u64 = 65_536;
 const BLOCKS: u64 = 4;
@@ -35,7 +35,7 @@ struct Run {
     history: History,
     copies: Mutex<Vec<Copy>>,
     names: AtomicU64,
-    /// Whether errors are to be expected: the power may go.
+    /// Whether errors are to be expected: the power may go, or the store fail.
     may_fail: bool,
     may_be_full: bool,
 }
@@ -173,6 +173,21 @@ impl Run {
         if self.succeeded("a flush", device.flush().await).is_some() {
             self.history.durable(index, began);
         }
+    }
+
+    /// Lets single reads and writes of the data store fail.
+    async fn data_errors(&self, machine: &Machine, mut prng: Prng, count: u64) {
+        let device = self.pool.open_device(&volume(0)).unwrap();
+        for _ in 0..count {
+            machine.power.set_fault(Some(Fault {
+                after: prng.below(6),
+                io: Some([Io::DataRead, Io::DataWrite][prng.index(2)]),
+                kind: FaultKind::Failed,
+                is_sticky: false,
+            }));
+            self.flush(&device, 0).await;
+        }
+        machine.power.set_fault(None);
     }
 
     async fn control(&self, mut prng: Prng, count: u64) {
@@ -371,6 +386,36 @@ fn a_power_cut_under_load_loses_nothing_flushed() {
             check_space(&survivor, &pool, 600);
         },
     );
+}
+
+/// Whatever a failed read or write of the data store hits, a request or a commit that fills blocks
+/// in: who asked is told, and nobody else loses anything.
+#[test]
+fn data_errors_under_load_lose_nothing_flushed() {
+    let unharmed = AtomicU64::new(0);
+    seeds(
+        5000,
+        200,
+        "data_errors_under_load_lose_nothing_flushed",
+        |mut prng| {
+            let machine = machine(&mut prng, 600);
+            let shared = Run::new(&machine, true, false);
+            let mut tasks = shared.tasks(&mut prng, 30);
+            tasks.push(Box::pin(shared.data_errors(&machine, prng.fork(), 20)));
+            run(tasks, &mut prng.fork());
+            if shared.pool.status().mode == Mode::Write {
+                unharmed.fetch_add(1, Ordering::Relaxed);
+                shared.check(&shared.pool, false);
+                check_space(&machine, &shared.pool, 600);
+            }
+            let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
+            let pool = survivor.open().unwrap();
+            shared.check(&pool, true);
+            check_space(&survivor, &pool, 600);
+        },
+    );
+    let unharmed = unharmed.into_inner();
+    eprintln!("{unharmed} pools stayed writable");
 }
 
 /// No request fails for want of space while discarded blocks are on their way back.

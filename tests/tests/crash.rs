@@ -227,7 +227,7 @@ fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
         Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush) if failed => {
             assert_eq!(mode, Mode::ReadOnly, "after {fault:?}");
         }
-        Some(Io::DataRead | Io::DataWrite | Io::CatalogWrite) => {
+        Some(Io::DataRead | Io::DataWrite | Io::DataAllocate | Io::CatalogWrite) => {
             assert!(
                 matches!(mode, Mode::Write | Mode::OutOfDataSpace),
                 "after {fault:?}"
@@ -246,6 +246,7 @@ fn every_io_fails_once_or_for_good() {
     let kinds = [
         Io::DataRead,
         Io::DataWrite,
+        Io::DataAllocate,
         Io::DataSync,
         Io::MetadataRead,
         Io::MetadataWrite,
@@ -256,7 +257,7 @@ fn every_io_fails_once_or_for_good() {
         for io in kinds {
             for is_sticky in [false, true] {
                 for shape in [Shape::Nothing, Shape::Percent(50)] {
-                    let kind = if io == Io::DataWrite && is_sticky {
+                    let kind = if matches!(io, Io::DataWrite | Io::DataAllocate) && is_sticky {
                         FaultKind::StorageFull
                     } else {
                         FaultKind::Failed

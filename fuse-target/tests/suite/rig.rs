@@ -114,6 +114,10 @@ impl DataIo for GatedIo {
         self.file.write(at, buf, durable).await
     }
 
+    async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(at, len).await
+    }
+
     async fn zero(&self, at: u64, len: u64) -> io::Result<()> {
         self.file.zero(at, len).await
     }

@@ -4,7 +4,9 @@
 //! done; writes pass their device's gate as well. What they share is here: looking a chunk of
 //! mappings up, changing a mapping, flushing.
 
+mod fill;
 mod read;
+mod take;
 mod unmap;
 mod write;
 
@@ -17,6 +19,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::pool::Pool;
+use crate::room::Waiting;
 use crate::trees::Mapping;
 use crate::units::VirtualBlock;
 
@@ -33,6 +36,7 @@ impl<H: Host> Pool<H> {
         // since then in place; one that begins from now on will not.
         let has_started = self.commits.has_started(number);
         self.commit_through(number).await?;
+        device.check_covered(number)?;
         if has_started {
             self.sync_data().await?;
         }
@@ -51,7 +55,8 @@ impl<H: Host> Pool<H> {
         }
     }
 
-    /// Changes a mapping in memory and notes which commit will make it durable.
+    /// Changes a mapping in memory and notes which commit will make it durable. The caller holds
+    /// the block's cell.
     fn change(
         &self,
         device: &Device<H::Data>,
@@ -59,21 +64,29 @@ impl<H: Host> Pool<H> {
         block: VirtualBlock,
         mapping: Option<Mapping>,
     ) {
-        let replaced = device.chunks.set(chunk, block, mapping);
+        let counters = &self.counters;
+        // Counted as being made before it is told that something waits, and until it is counted as
+        // waiting: a commit that ends in between must not take that back.
+        counters.changes_being_made.fetch_add(1, Ordering::SeqCst);
+        self.watch.changed();
+        let replaced = device.chunks.set(chunk, block, mapping, |is_first| {
+            let next = self.commits.next();
+            device.durable_with.fetch_max(next, Ordering::SeqCst);
+            counters.wait(Waiting {
+                changes: 1,
+                chunks: u64::from(is_first),
+            });
+        });
+        counters.changes_being_made.fetch_sub(1, Ordering::SeqCst);
         match (replaced.before.is_some(), mapping.is_some()) {
             (false, true) => device.mapped_blocks.fetch_add(1, Ordering::Relaxed),
             (true, false) => device.mapped_blocks.fetch_sub(1, Ordering::Relaxed),
             _ => 0,
         };
-        // Read after the change was marked: a commit that started in between may have missed it.
-        device
-            .durable_with
-            .fetch_max(self.commits.next(), Ordering::SeqCst);
-        self.counters
-            .uncommitted_changes
-            .fetch_add(1, Ordering::Relaxed);
-        self.epochs
-            .retire(replaced.never_collected.into_iter().collect());
+        if let Some(block) = replaced.never_collected {
+            self.forget_partial(device, block);
+            self.epochs.retire(vec![block]);
+        }
     }
 }
 

@@ -73,25 +73,42 @@ impl<H: Host> Pool<H> {
             unreachable!("the range is not empty")
         };
         let mut chunk = self.chunk(device, first.block).await?;
-        let source = self.source_of(device, &chunk, &first);
-        let mut len = first.len;
+        let (source, mut len) = self.source_of(device, &chunk, &first);
+        let mut is_to_its_end = len == first.len;
         for part in parts {
+            if !is_to_its_end {
+                break;
+            }
             if chunk_of(part.block) != chunk_of(first.block) {
                 chunk = self.chunk(device, part.block).await?;
             }
-            if !map::continues(source, len, self.source_of(device, &chunk, &part)) {
+            let (next, next_len) = self.source_of(device, &chunk, &part);
+            if !map::continues(source, len, next) {
                 break;
             }
-            len += part.len;
+            len += next_len;
+            is_to_its_end = next_len == part.len;
         }
         Ok((source, len))
     }
 
-    fn source_of(&self, device: &Device<H::Data>, chunk: &Chunk, part: &BlockPart) -> Source {
-        match chunk.get(part.block) {
-            Some(mapping) => Source::Data(self.block_size.position(mapping.block) + part.begin),
-            None if device.origin.is_some() => Source::Origin,
-            None => Source::Hole,
+    /// Where a part of a block begins, and how much of it lies there together.
+    fn source_of(
+        &self,
+        device: &Device<H::Data>,
+        chunk: &Chunk,
+        part: &BlockPart,
+    ) -> (Source, u64) {
+        match device.lookup(chunk, part.block) {
+            Some((_, Some(partial))) => {
+                self.source_in_partial(device, partial, part.begin, part.len)
+            }
+            Some((mapping, None)) => {
+                let at = self.block_size.position(mapping.block) + part.begin;
+                (Source::Data(at), part.len)
+            }
+            None if device.origin.is_some() => (Source::Origin, part.len),
+            None => (Source::Hole, part.len),
         }
     }
 

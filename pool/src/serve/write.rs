@@ -7,14 +7,19 @@
 //!
 //! 1. hold the virtual block's cell, so that two writers do not move twice;
 //! 2. take a free data block;
-//! 3. write it whole: the request's bytes, and around them what the old block holds;
-//! 4. only then change the mapping in memory (invariant 3), and answer.
+//! 3. write the request's bytes to it; of a sub-block that they cover in part, also what the old
+//!    block holds around them;
+//! 4. note which sub-blocks the new block owns (`partial.rs`): the others are read from where they
+//!    were, until the next commit fills them in;
+//! 5. only then change the mapping in memory (invariant 3), and answer.
 //!
 //! Nothing has to be committed first. The new mapping becomes durable with a later commit, which
-//! syncs the data store before it; a power cut before that brings back the old mapping, whose block
-//! nobody has touched. The old block loses a reference when the commit replaces the mapping in the
-//! tree; while any other device maps it, it stays. Provisioning is the same with zeros, or the
-//! external origin, in place of the old block.
+//! makes the block whole and syncs the data store before it; a power cut before that brings back
+//! the old mapping, whose block nobody has touched. The old block loses a reference when the commit
+//! replaces the mapping in the tree; while any other device maps it, it stays. Provisioning is the
+//! same with zeros, or the external origin, in place of the old block.
+//!
+//! A later write to a block that is still partial goes the same way from step 3 on, under the cell.
 //!
 //! The order with a snapshot: a write passes its device's gate before it looks the mapping up, and
 //! leaves after it has changed it. Taking a snapshot closes the gate, waits for those inside, and
@@ -27,18 +32,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::chunks::Chunk;
 use crate::chunks::chunk_of;
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::map::{self, BlockPart, Place};
+use crate::partial::Partial;
 use crate::pool::Pool;
 use crate::serve::{check_range, data_error, usize_of};
 use crate::trees::Mapping;
 use crate::units::{DataBlock, VirtualBlock};
-
-/// The most that is composed in memory when a block is filled: larger blocks are filled in pieces.
-const FILL_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Zeros up to this length are written; longer runs are left to the data store.
 const ZERO_WRITE_BYTES_MAX: u64 = 32 * 1024;
@@ -60,6 +64,15 @@ impl Payload<'_> {
             }
         }
     }
+}
+
+/// How a block can be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// In place: it is exclusive and whole.
+    Whole(DataBlock),
+    /// Under its cell: it is unmapped, shared or partial.
+    UnderCell,
 }
 
 /// Why a write stopped before it was done.
@@ -142,16 +155,18 @@ impl<H: Host> Pool<H> {
         self.check_writable(device)?;
         let _epoch = self.epochs.enter();
         while progress.range.start < progress.range.end {
-            let (place, len) = self.next_place(device, &progress.range).await?;
+            let (target, len) = self.next_target(device, &progress.range).await?;
             let (payload, rest) = progress.payload.split(len);
-            if let Place::Exclusive(block) = place {
-                let begin = BlockPart::first(&progress.range, self.block_size).begin;
-                let at = self.block_size.position(block) + begin;
-                self.write_in_place(at, payload, durable).await?;
-            } else {
-                let part = BlockPart::first(&progress.range, self.block_size);
-                progress.in_place = false;
-                self.write_new(device, &part, payload).await?;
+            let part = BlockPart::first(&progress.range, self.block_size);
+            match target {
+                Target::Whole(block) => {
+                    let at = self.block_size.position(block) + part.begin;
+                    self.write_in_place(at, payload, durable).await?;
+                }
+                Target::UnderCell => {
+                    progress.in_place = false;
+                    self.write_under_cell(device, &part, payload).await?;
+                }
             }
             progress.payload = rest;
             progress.range.start += len;
@@ -159,34 +174,35 @@ impl<H: Host> Pool<H> {
         Ok(())
     }
 
-    /// What the first block of the range needs. For exclusive blocks that lie behind one another
-    /// the length covers all of them; otherwise just the part in the first block.
-    async fn next_place(
+    /// What the first block of the range needs. For whole blocks that lie behind one another the
+    /// length covers all of them; otherwise just the part in the first block.
+    async fn next_target(
         self: &Arc<Self>,
         device: &Arc<Device<H::Data>>,
         range: &Range<u64>,
-    ) -> Result<(Place, u64), Error> {
+    ) -> Result<(Target, u64), Error> {
         let snapshotted = device.snapshotted_time.load(Ordering::Acquire);
         let mut parts = map::parts(range.clone(), self.block_size);
         let Some(first) = parts.next() else {
             unreachable!("the range is not empty")
         };
         let mut chunk = self.chunk(device, first.block).await?;
-        let place = map::place(chunk.get(first.block), snapshotted);
+        let target = target(device, &chunk, first.block, snapshotted);
         let mut len = first.len;
-        let Place::Exclusive(DataBlock(start)) = place else {
-            return Ok((place, len));
+        let Target::Whole(DataBlock(start)) = target else {
+            return Ok((target, len));
         };
         for (next, part) in (start + 1..).zip(parts) {
             if chunk_of(part.block) != chunk_of(first.block) {
                 chunk = self.chunk(device, part.block).await?;
             }
-            if map::place(chunk.get(part.block), snapshotted) != Place::Exclusive(DataBlock(next)) {
+            let expected = Target::Whole(DataBlock(next));
+            if self::target(device, &chunk, part.block, snapshotted) != expected {
                 break;
             }
             len += part.len;
         }
-        Ok((place, len))
+        Ok((target, len))
     }
 
     async fn write_in_place(
@@ -212,9 +228,9 @@ impl<H: Host> Pool<H> {
         Ok(())
     }
 
-    /// Gives a block that is unmapped or shared a data block of its own, with the payload in it;
-    /// unless another writer was first.
-    async fn write_new(
+    /// Writes a block that is unmapped, shared or partial; or whole by now, if another writer or a
+    /// commit was first.
+    async fn write_under_cell(
         self: &Arc<Self>,
         device: &Arc<Device<H::Data>>,
         part: &BlockPart,
@@ -226,29 +242,66 @@ impl<H: Host> Pool<H> {
             chunk.get(part.block),
             device.snapshotted_time.load(Ordering::Acquire),
         );
-        if let Place::Exclusive(block) = place {
+        let Place::Exclusive(block) = place else {
+            return self.write_new(device, &chunk, part, place, payload).await;
+        };
+        // Under the cell the answer stays true.
+        let Some(partial) = device.partials.get(block) else {
             let at = self.block_size.position(block) + part.begin;
             return Ok(self.write_in_place(at, payload, false).await?);
+        };
+        self.write_sub_blocks(device, &partial, part, payload)
+            .await?;
+        if partial.is_whole() {
+            self.forget_partial(device, block);
         }
+        Ok(())
+    }
+
+    /// Gives a block that is unmapped or shared a data block of its own, with the payload in it.
+    /// The caller holds the cell.
+    async fn write_new(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        chunk: &Chunk,
+        part: &BlockPart,
+        place: Place,
+        payload: Payload<'_>,
+    ) -> Result<(), Stopped> {
+        // What cannot be committed must not pile up.
+        device.check_covered(0)?;
         self.check_metadata_space()?;
         let Some(_permit) = self.permit_change() else {
             return Err(Stopped::NeedsCommit);
         };
-        let taken = self.allocator.lock().take();
-        let Some(block) = taken else {
+        let Some(block) = self.take_block().await? else {
             return Err(Stopped::NeedsSpace);
         };
         let reserved = Reserved {
             pool: self,
             block: Some(block),
         };
-        self.fill_block(device, part, place, block, payload).await?;
+        let partial = Arc::new(Partial::new(block, part.block, place, self.block_size));
+        let may_show_garbage =
+            place == Place::Unmapped && device.origin.is_none() && !self.zero_new_blocks;
+        if may_show_garbage {
+            partial.own(&(0..self.block_size.bytes()));
+        }
+        self.write_sub_blocks(device, &partial, part, payload)
+            .await?;
+        if !self.may_stay_partial() {
+            let whole = 0..self.block_size.bytes();
+            self.fill(device, &partial, whole).await?;
+        }
+        if !partial.is_whole() {
+            self.note_partial(device, partial);
+        }
         let time = self.time.load(Ordering::Acquire);
         let mapping = Mapping {
             block: reserved.keep(),
             time,
         };
-        self.change(device, &chunk, part.block, Some(mapping));
+        self.change(device, chunk, part.block, Some(mapping));
         let counter = match place {
             Place::Unmapped => &self.counters.provisioned_blocks,
             Place::Exclusive(_) | Place::MaybeShared(_) => &self.counters.copied_blocks,
@@ -257,60 +310,38 @@ impl<H: Host> Pool<H> {
         Ok(())
     }
 
-    /// Writes a new data block: the payload in its place, around it what was there before.
-    async fn fill_block(
-        self: &Arc<Self>,
-        device: &Arc<Device<H::Data>>,
-        part: &BlockPart,
-        before: Place,
-        block: DataBlock,
-        payload: Payload<'_>,
-    ) -> Result<(), Error> {
-        let position = self.block_size.position(block);
-        let covers = part.begin == 0 && part.len == self.block_size.bytes();
-        let empty = before == Place::Unmapped && device.origin.is_none() && !self.zero_new_blocks;
-        if covers || empty {
-            return self
-                .write_in_place(position + part.begin, payload, false)
-                .await;
-        }
-        let mut done = 0;
-        while done < self.block_size.bytes() {
-            let piece = done..(done + FILL_BYTES_MAX).min(self.block_size.bytes());
-            let mut bytes = vec![0; usize_of(piece.end - piece.start)];
-            self.old_contents(device, part.block, before, piece.start, &mut bytes)
-                .await?;
-            overlay(&mut bytes, &piece, part, payload);
-            let write = self.data.write(position + piece.start, &bytes, false);
-            write.await.map_err(data_error("writing"))?;
-            done = piece.end;
-        }
-        Ok(())
-    }
-
-    /// What a virtual block holds from `begin` on, given its mapping.
-    async fn old_contents(
+    /// Writes a part of a partial block. The caller holds the cell.
+    async fn write_sub_blocks(
         &self,
         device: &Device<H::Data>,
-        block: VirtualBlock,
-        place: Place,
-        begin: u64,
-        bytes: &mut [u8],
+        partial: &Arc<Partial>,
+        part: &BlockPart,
+        payload: Payload<'_>,
     ) -> Result<(), Error> {
-        match place {
-            Place::Unmapped => {
-                self.read_origin(device, self.block_size.start_of(block) + begin, bytes)
-                    .await?;
-                Ok(())
-            }
-            Place::Exclusive(old) | Place::MaybeShared(old) => {
-                let at = self.block_size.position(old) + begin;
-                self.data
-                    .read(at, bytes)
-                    .await
-                    .map_err(data_error("copying a shared block"))
+        let range = part.begin..part.begin + part.len;
+        for boundary in [range.start, range.end] {
+            if let Some(sub_block) = partial.cut_by(boundary) {
+                self.fill(device, partial, sub_block).await?;
             }
         }
+        let at = self.block_size.position(partial.block) + part.begin;
+        self.write_in_place(at, payload, false).await?;
+        partial.own(&range);
+        Ok(())
+    }
+}
+
+fn target<D: DataIo>(
+    device: &Device<D>,
+    chunk: &Chunk,
+    block: VirtualBlock,
+    snapshotted_time: u32,
+) -> Target {
+    let found = device.lookup(chunk, block);
+    let is_whole = matches!(found, Some((_, None)));
+    match map::place(found.map(|(mapping, _)| mapping), snapshotted_time) {
+        Place::Exclusive(block) if is_whole => Target::Whole(block),
+        _ => Target::UnderCell,
     }
 }
 
@@ -342,20 +373,5 @@ impl<H: Host> Drop for Reserved<'_, H> {
         if let Some(block) = self.block {
             self.pool.allocator.lock().release(block);
         }
-    }
-}
-
-/// Puts the payload of `part` over `bytes`, which are the piece `piece` of the part's block.
-fn overlay(bytes: &mut [u8], piece: &Range<u64>, part: &BlockPart, payload: Payload<'_>) {
-    let begin = part.begin.max(piece.start);
-    let end = (part.begin + part.len).min(piece.end);
-    if begin >= end {
-        return;
-    }
-    let target = &mut bytes[usize_of(begin - piece.start)..usize_of(end - piece.start)];
-    match payload {
-        Payload::Zeros(_) => target.fill(0),
-        Payload::Bytes(source) => target
-            .copy_from_slice(&source[usize_of(begin - part.begin)..usize_of(end - part.begin)]),
     }
 }

@@ -48,7 +48,7 @@ fn without_nowait_every_read_waits_elsewhere() {
     let (_file, io) = store(1 << 16);
     let bytes = pattern(1 << 16, 1);
     block_on(io.write(0, &bytes, false)).unwrap();
-    io.nowait_known.store(false, Ordering::Relaxed);
+    io.nowait_reads_known.store(false, Ordering::Relaxed);
     let mut read = vec![0; 5000];
     assert_eq!(io.read_warm(11, &mut read).unwrap(), 0);
     block_on(io.read(11, &mut read)).unwrap();
@@ -63,7 +63,7 @@ fn an_unknown_nowait_is_remembered() {
     let mut read = [0; 5];
     block_on(io.read(0, &mut read)).unwrap();
     assert_eq!(&read, b"Name:");
-    assert!(!io.nowait_known.load(Ordering::Relaxed));
+    assert!(!io.nowait_reads_known.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn reading_beyond_the_end_fails() {
     for at in [4000, 4096, 1 << 40] {
         let failed = block_on(io.read(at, &mut read)).unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::UnexpectedEof);
-        io.nowait_known.store(at == 4000, Ordering::Relaxed);
+        io.nowait_reads_known.store(at == 4000, Ordering::Relaxed);
     }
 }
 
@@ -111,4 +111,29 @@ fn zeroing_beyond_the_end_keeps_the_size() {
     block_on(io.zero(0, 0)).unwrap();
     block_on(io.punch(0, 0)).unwrap();
     assert_eq!(io.size().unwrap(), 4096);
+}
+
+#[test]
+fn allocated_ranges_have_their_space_and_keep_what_they_hold() {
+    use std::os::unix::fs::MetadataExt;
+
+    let (file, io) = store(1 << 20);
+    let bytes = pattern(4096, 5);
+    block_on(io.write(8192, &bytes, false)).unwrap();
+    block_on(io.allocate(0, 1 << 18)).unwrap();
+    let metadata = file.as_file().metadata().unwrap();
+    assert!(metadata.blocks() * 512 >= 1 << 18);
+    assert_eq!(metadata.len(), 1 << 20);
+    let mut read = vec![0; 4096];
+    block_on(io.read(8192, &mut read)).unwrap();
+    assert_eq!(read, bytes);
+    block_on(io.read(0, &mut read)).unwrap();
+    assert_eq!(read, [0; 4096]);
+}
+
+/// Not every file has space to promise.
+#[test]
+fn what_cannot_promise_space_is_used_without() {
+    let io = FileIo::open(Path::new("/dev/null"), false, BlockingPool::new(1)).unwrap();
+    block_on(io.allocate(0, 4096)).unwrap();
 }

@@ -92,6 +92,18 @@ impl DataIo for SimDisk {
         self.change(at, buf, durable).await
     }
 
+    async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+        assert!(
+            at + len <= self.image.lock().len(),
+            "{len} bytes at {at} lie beyond the data store"
+        );
+        self.power.pause().await;
+        match self.power.begin(Io::DataAllocate) {
+            Verdict::Fail(cause) => Err(cause),
+            Verdict::Go => Ok(()),
+        }
+    }
+
     async fn zero(&self, at: u64, len: u64) -> io::Result<()> {
         self.change(at, &vec![0; to_usize(len)], false).await
     }
@@ -135,6 +147,11 @@ impl SimMetadata {
     /// Its bytes now.
     pub fn image(&self) -> Image {
         self.image.lock().clone()
+    }
+
+    /// How many blocks have been written so far, the same block perhaps more than once.
+    pub fn writes(&self) -> u64 {
+        self.image.lock().writes()
     }
 
     /// Makes it larger.

@@ -15,6 +15,8 @@ pub enum Io {
     DataRead,
     /// Writing, zeroing or punching the data store.
     DataWrite,
+    /// Asking for space on the data store.
+    DataAllocate,
     /// Syncing the data store.
     DataSync,
     /// Reading a metadata block.

@@ -1,0 +1,56 @@
+//! Taking free data blocks that are sure of their space.
+
+use std::io;
+
+use crate::error::{Error, is_full};
+use crate::host::{DataIo, Host};
+use crate::pool::Pool;
+use crate::serve::data_error;
+use crate::units::DataBlock;
+
+/// How much of the data store is asked for at once, in bytes.
+const DRAW_BYTES: u64 = 1024 * 1024;
+
+impl<H: Host> Pool<H> {
+    /// Takes a free data block that can be written without lack of space on the data store; none
+    /// when the pool has no free block.
+    pub(super) async fn take_block(&self) -> Result<Option<DataBlock>, Error> {
+        loop {
+            if let Some(block) = self.allocator.lock().take() {
+                return Ok(Some(block));
+            }
+            let _drawing = self.drawing.acquire().await;
+            let has_ready = self.make_ready().await;
+            if !has_ready.map_err(data_error("allocating space"))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Sees to it that blocks are ready. Whether there are any.
+    async fn make_ready(&self) -> io::Result<bool> {
+        if self.allocator.lock().has_ready() {
+            return Ok(true);
+        }
+        match self.draw(DRAW_BYTES / self.block_size.bytes()).await {
+            // What is left may suffice for one.
+            Err(cause) if is_full(&cause) => self.draw(1).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn draw(&self, max: u64) -> io::Result<bool> {
+        let Some(drawn) = self.allocator.lock().draw(max) else {
+            return Ok(false);
+        };
+        let at = drawn.start * self.block_size.bytes();
+        let len = (drawn.end - drawn.start) * self.block_size.bytes();
+        let allocated = self.data.allocate(at, len).await;
+        let mut allocator = self.allocator.lock();
+        match allocated {
+            Ok(()) => allocator.make_ready(drawn),
+            Err(_) => allocator.put_back(drawn),
+        }
+        allocated.map(|()| true)
+    }
+}

@@ -1,0 +1,371 @@
+//! A block device from its making to its end.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use pool::{Host, ThinDevice};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::deadline::{COMMAND_LIMIT, within};
+use crate::error::Error;
+use crate::kernel::{
+    CharDevice, Control, Info, QueueEnd, QueueJob, Spec, State, Switch, serve_queue,
+};
+use crate::params::{Options, Params, Shape};
+use crate::probe::probe;
+use crate::table::{Record, Table};
+
+/// How long the driver may take to notice that a device's process is gone.
+const LEFT_LIMIT: Duration = Duration::from_secs(30);
+const LEFT_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Taking a device over waits for its last process by itself, for half a minute.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Whose device it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// What survives renaming of the volume or snapshot.
+    pub volume: String,
+    /// A random number: the device with it is this one.
+    pub token: u64,
+    /// Where its file system is going to be mounted.
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// A thin device that is a block device now, served by threads of its own.
+///
+/// Dropping it leaves the block device to the next process, as [`UblkDevice::leave`] does. All of its
+/// methods block: call them on threads for blocking work.
+pub struct UblkDevice {
+    record: Record,
+    control: Arc<Control>,
+    /// None once nobody serves it.
+    queues: Option<Queues>,
+}
+
+impl UblkDevice {
+    /// Makes a thin device a block device, and puts it down in the table. It is read only when the
+    /// thin device is. What fails leaves nothing behind.
+    pub fn create<H: Host>(
+        thin: &ThinDevice<H>,
+        identity: Identity,
+        options: &Options,
+        table: &mut Table,
+    ) -> Result<Self, Error> {
+        probe()?;
+        let shape = Shape {
+            size: thin.size(),
+            block_size: thin.block_size(),
+            read_only: thin.read_only(),
+        };
+        let params = Params::new(shape, options)?;
+        let spec = Spec {
+            queues: options.queues,
+            depth: options.depth,
+            buffer_bytes: options.buffer_bytes,
+            token: identity.token,
+        };
+        let control = within(COMMAND_LIMIT, "making a device", move || Control::add(spec))?;
+        // The driver may have given fewer queues than asked for.
+        let info = control.last_info();
+        let record = Record {
+            volume: identity.volume,
+            device: info.device,
+            token: identity.token,
+            queues: info.spec.queues,
+            depth: info.spec.depth,
+            buffer_bytes: info.spec.buffer_bytes,
+            read_only: shape.read_only,
+            mountpoint: identity.mountpoint,
+        };
+        let mut device = UblkDevice {
+            record,
+            control: Arc::new(control),
+            queues: None,
+        };
+        let started = table
+            .insert(device.record.clone())
+            .and_then(|()| device.start(thin, Some(params)));
+        if let Err(error) = started {
+            if let Err(error) = device.delete(table) {
+                tracing::warn!("{} is left over: {error}", device.path().display());
+            }
+            return Err(error);
+        }
+        Ok(device)
+    }
+
+    /// Takes over the device that a process before this one served. The pool must be ready to serve:
+    /// requests that waited come at once.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when there is no such device, or it was not started: it is off the table then.
+    pub fn recover<H: Host>(
+        thin: &ThinDevice<H>,
+        record: &Record,
+        table: &mut Table,
+    ) -> Result<Self, Error> {
+        let mut device = Self::find_left(record, table)?;
+        let control = Arc::clone(&device.control);
+        within(RECOVERY_LIMIT, "taking a device over", move || {
+            control.begin_recovery()
+        })?;
+        device.start(thin, None)?;
+        Ok(device)
+    }
+
+    /// Takes a device away that the process before this one served, because what it held is no
+    /// longer what the file system above believes. Requests that wait, and all later ones, fail.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when there is no such device, or it was not started: it is off the table then.
+    pub fn give_up(record: &Record, table: &mut Table) -> Result<(), Error> {
+        let mut device = Self::find_left(record, table)?;
+        let control = Arc::clone(&device.control);
+        within(COMMAND_LIMIT, "stopping a device", move || control.stop())?;
+        device.delete(table)
+    }
+
+    /// The started device of a record, once no process serves it.
+    fn find_left(record: &Record, table: &mut Table) -> Result<Self, Error> {
+        probe()?;
+        let (number, spec) = (record.device, spec_of(record));
+        let found = within(COMMAND_LIMIT, "finding a device", move || {
+            Control::find(number, spec)
+        });
+        let mut device = match found {
+            Ok(control) if control.last_info().spec.token == record.token => UblkDevice {
+                record: record.clone(),
+                control: Arc::new(control),
+                queues: None,
+            },
+            Ok(_) | Err(Error::Gone(_)) => {
+                table.remove(record.device)?;
+                return Err(Error::Gone(record.path()));
+            }
+            Err(error) => return Err(error),
+        };
+        let info = device.wait_until_left()?;
+        if info.state == State::Dead {
+            device.delete(table)?;
+            return Err(Error::Gone(record.path()));
+        }
+        Ok(device)
+    }
+
+    /// `/dev/ublkbN`.
+    pub fn path(&self) -> PathBuf {
+        self.record.path()
+    }
+
+    /// What the table says of it.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Writes out what the kernel holds for it, takes it away and off the table.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it is mounted or otherwise claimed; it stays as it was then. Programs that
+    /// merely have it open are not seen, and get errors.
+    pub fn detach(&mut self, table: &mut Table) -> Result<(), Error> {
+        if self.queues.is_some() {
+            // Held until the device is stopped: nobody can mount it meanwhile.
+            let claim = self.claim()?;
+            // Stopping throws away what the page cache has not written.
+            if let Some(claim) = &claim {
+                let what = format!("writing out {}", self.path().display());
+                claim.sync_all().map_err(Error::io(what))?;
+            }
+            let control = Arc::clone(&self.control);
+            within(COMMAND_LIMIT, "stopping a device", move || control.stop())?;
+            drop(claim);
+            if let Some(queues) = self.queues.take()
+                && let Err(cause) = queues.join()
+            {
+                let device = self.path();
+                tracing::error!("{}: serving it has failed: {cause}", device.display());
+            }
+        }
+        self.delete(table)
+    }
+
+    /// Leaves the block device to the next process: requests under way are answered, later ones wait.
+    /// This process must end before another can take it over.
+    pub fn leave(self) {
+        drop(self);
+    }
+
+    /// Opens the block device for nobody else to claim; none when it is no more.
+    fn claim(&self) -> Result<Option<File>, Error> {
+        let path = self.path();
+        let opened = File::options()
+            .read(true)
+            .custom_flags(OFlags::EXCL.bits().cast_signed())
+            .open(&path);
+        match opened {
+            Ok(file) => Ok(Some(file)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => match Errno::from_io_error(&cause) {
+                Some(Errno::BUSY) => Err(Error::Busy(path)),
+                Some(Errno::NXIO | Errno::NODEV) => Ok(None),
+                _ => Err(Error::io(path.display().to_string())(cause)),
+            },
+        }
+    }
+
+    /// Waits until no process serves it.
+    fn wait_until_left(&self) -> Result<Info, Error> {
+        let deadline = Instant::now() + LEFT_LIMIT;
+        loop {
+            let control = Arc::clone(&self.control);
+            let info = within(COMMAND_LIMIT, "looking at a device", move || control.info())?;
+            let reason = match info.state {
+                State::Dead | State::Quiesced => return Ok(info),
+                State::Live => format!("process {} still serves it: end it", info.pid),
+                State::Other(state) => {
+                    format!("it is in state {state}, which this program does not know")
+                }
+            };
+            if Instant::now() >= deadline {
+                return Err(Error::NotRecoverable {
+                    device: self.path(),
+                    reason,
+                });
+            }
+            thread::sleep(LEFT_POLL_INTERVAL);
+        }
+    }
+
+    /// Serves its queues, and starts it, or goes on with it, once they are served.
+    fn start<H: Host>(
+        &mut self,
+        thin: &ThinDevice<H>,
+        params: Option<Params>,
+    ) -> Result<(), Error> {
+        let control = Arc::clone(&self.control);
+        let device = within(COMMAND_LIMIT, "opening a device", move || {
+            control.open(params).map(Arc::new)
+        })?;
+        let queues = Queues::serve(&self.record, &device, thin)?;
+        let control = Arc::clone(&self.control);
+        let started = within(COMMAND_LIMIT, "starting a device", move || {
+            control.start(&device)
+        });
+        match started {
+            Ok(()) => {
+                self.queues = Some(queues);
+                Ok(())
+            }
+            Err(error) => {
+                if params.is_none() {
+                    // Perhaps the next process can.
+                    queues.leave();
+                    return Err(error);
+                }
+                // Makes the driver give back what the queues have fetched, so that they end and the
+                // device can be deleted.
+                let control = Arc::clone(&self.control);
+                within(COMMAND_LIMIT, "stopping a device", move || control.stop())?;
+                // A queue that failed is the better reason.
+                let serving = Error::io(format!("serving {}", self.path().display()));
+                Err(queues.join().map_or_else(serving, |()| error))
+            }
+        }
+    }
+
+    /// Deletes a device that is not started, and takes it off the table.
+    fn delete(&mut self, table: &mut Table) -> Result<(), Error> {
+        assert!(self.queues.is_none(), "deleting would wait for its queues");
+        let control = Arc::clone(&self.control);
+        within(COMMAND_LIMIT, "deleting a device", move || control.delete())?;
+        table.remove(self.record.device)
+    }
+}
+
+impl Drop for UblkDevice {
+    fn drop(&mut self) {
+        if let Some(queues) = self.queues.take() {
+            queues.leave();
+        }
+    }
+}
+
+fn spec_of(record: &Record) -> Spec {
+    Spec {
+        queues: record.queues,
+        depth: record.depth,
+        buffer_bytes: record.buffer_bytes,
+        token: record.token,
+    }
+}
+
+/// The threads that serve a device.
+struct Queues {
+    switch: Arc<Switch>,
+    threads: Vec<JoinHandle<QueueEnd>>,
+}
+
+impl Queues {
+    fn serve<H: Host>(
+        record: &Record,
+        device: &Arc<CharDevice>,
+        thin: &ThinDevice<H>,
+    ) -> Result<Self, Error> {
+        let mut queues = Queues {
+            switch: Arc::default(),
+            threads: Vec::new(),
+        };
+        for number in 0..record.queues {
+            let job = QueueJob {
+                device: Arc::clone(device),
+                number,
+                thin: thin.clone(),
+                switch: Arc::clone(&queues.switch),
+            };
+            let started = thread::Builder::new()
+                .name(format!("ublk{}-{number}", record.device))
+                .spawn(move || serve_queue(job));
+            match started {
+                Ok(thread) => queues.threads.push(thread),
+                Err(cause) => {
+                    queues.leave();
+                    return Err(Error::io("cannot start a thread")(cause));
+                }
+            }
+        }
+        Ok(queues)
+    }
+
+    /// Waits until the threads have ended, as they do when their device was stopped.
+    fn join(self) -> io::Result<()> {
+        let mut result = Ok(());
+        for thread in self.threads {
+            let Ok(end) = thread.join() else {
+                unreachable!("a queue's thread does not unwind")
+            };
+            result = result.and(end.result);
+        }
+        result
+    }
+
+    /// Makes the threads take no more requests, and waits until those under way are answered. They
+    /// stay parked until the process ends.
+    fn leave(self) {
+        self.switch.throw();
+        let is_busy = || {
+            let ended = self.threads.iter().filter(|thread| thread.is_finished());
+            self.switch.parked() + ended.count() < self.threads.len()
+        };
+        while is_busy() {
+            thread::sleep(LEFT_POLL_INTERVAL);
+        }
+    }
+}
