@@ -80,17 +80,20 @@ class Server:
         load(self.socket, self.export, pattern="seqwrite", size=BLOCK, depth=8,
              requests=self.size // BLOCK)
 
-    def measure(self, pattern, size, depth, connections, seconds=None, requests=None):
+    def measure(self, pattern, size, depth, connections, seconds=None, requests=None, flush=None):
         """Runs the load; adds the server's CPU time per request to the report."""
         before = cpu_seconds(self.process.pid)
         warmup = 0.3 if seconds else None
         report = load(self.socket, self.export, pattern=pattern, size=size, depth=depth,
-                      connections=connections, seconds=seconds, warmup=warmup, requests=requests)
+                      connections=connections, seconds=seconds, warmup=warmup, requests=requests,
+                      flush=flush)
         used = cpu_seconds(self.process.pid) - before
         if seconds:
             # The CPU clock covers the warm-up as well.
             used *= seconds / (seconds + warmup)
-        report["cpu_us"] = used / report["requests"] * 1e6
+        # A stalled disk can keep even one request waiting for a whole short measurement.
+        requests = report["requests"]
+        report["cpu_us"] = used / requests * 1e6 if requests else None
         return report
 
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crate::histogram::Histogram;
 use crate::options::{Load, Until};
 use crate::wire::{
-    CHUNK_ERRORS, DISCONNECT, DONE, READ, SIMPLE_REPLY, STRUCTURED_REPLY, WRITE, confused, connect,
-    push_request, u16_at, u32_at, u64_at,
+    CHUNK_ERRORS, DISCONNECT, DONE, FLUSH, READ, SIMPLE_REPLY, STRUCTURED_REPLY, WRITE, confused,
+    connect, push_request, u16_at, u32_at, u64_at,
 };
 
 const RECEIVE_BYTES: usize = 1 << 20;
@@ -164,6 +164,15 @@ impl Connection {
                     self.push(slot, now);
                 }
             }
+        }
+        if self.options.flush {
+            push_request(&mut self.out, FLUSH, 0, 0, 0);
+            self.stream.write_all(&self.out)?;
+            self.out.clear();
+            while finished.is_empty() {
+                replies.receive(&mut self.stream, &mut finished)?;
+            }
+            ended = Instant::now();
         }
         push_request(&mut self.out, DISCONNECT, 0, 0, 0);
         self.stream.write_all(&self.out)?;

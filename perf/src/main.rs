@@ -5,6 +5,8 @@
 //! `nbd-load null-server` is the server that does nothing, to show what the generator can do.
 //! Prints one line of JSON.
 
+#![forbid(unsafe_code)]
+
 mod histogram;
 mod load;
 mod null_server;

@@ -8,6 +8,7 @@ pub const USAGE: &str = "\
 nbd-load --socket PATH --export NAME --pattern randread|randwrite|seqread|seqwrite
          [--size 4096] [--depth 1] [--connections 1] [--span BYTES]
          [--seconds 1 --warmup 0.2 | --requests N] [--structured yes|no] [--seed 1]
+         [--flush yes|no: once at the end of a writing run, within its time]
 nbd-load null-server --socket PATH [--size BYTES]";
 
 /// What to do.
@@ -78,6 +79,8 @@ pub struct Load {
     pub structured: bool,
     /// Of the random places.
     pub seed: u64,
+    /// Whether a flush ends each connection's run.
+    pub flush: bool,
 }
 
 /// The server that does nothing.
@@ -127,11 +130,6 @@ fn load(socket: PathBuf, values: &mut Values) -> Result<Load, String> {
             measured: seconds_of(seconds)?,
         }
     };
-    let structured = match values.take("structured").as_deref() {
-        None | Some("yes") => true,
-        Some("no") => false,
-        Some(other) => return Err(format!("--structured: {other}")),
-    };
     let span: u64 = values.number("span", 0)?;
     let load = Load {
         socket,
@@ -142,9 +140,13 @@ fn load(socket: PathBuf, values: &mut Values) -> Result<Load, String> {
         connections: values.number("connections", 1)?,
         span: (span > 0).then_some(span),
         until,
-        structured,
+        structured: values.yes_or_no("structured", true)?,
         seed: values.number("seed", 1)?,
+        flush: values.yes_or_no("flush", false)?,
     };
+    if load.flush && !load.pattern.writes() {
+        return Err("--flush is for runs that write".to_owned());
+    }
     if load.size == 0 || load.size > 1 << 25 || load.depth == 0 || load.connections == 0 {
         return Err("size (up to 32 MiB), depth and connections must be positive".to_owned());
     }
@@ -158,6 +160,15 @@ fn seconds_of(value: f64) -> Result<Duration, String> {
 struct Values(Vec<(String, String)>);
 
 impl Values {
+    fn yes_or_no(&mut self, name: &str, default: bool) -> Result<bool, String> {
+        match self.take(name).as_deref() {
+            None => Ok(default),
+            Some("yes") => Ok(true),
+            Some("no") => Ok(false),
+            Some(other) => Err(format!("--{name}: {other}, expected yes or no")),
+        }
+    }
+
     fn collect(mut arguments: impl Iterator<Item = String>) -> Result<Values, String> {
         let mut values = Vec::new();
         while let Some(word) = arguments.next() {

@@ -36,6 +36,8 @@ pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
 /// The end of a connection.
 pub const DISCONNECT: u16 = 2;
+/// A request to make durable what completed.
+pub const FLUSH: u16 = 3;
 /// Bytes of a request without its data.
 pub const REQUEST_LENGTH: usize = 28;
 
