@@ -1,10 +1,20 @@
 #!/bin/sh
-# Installs, by apt, what the tests need and this machine lacks. Says nothing when all is there.
+# Installs, by apt, what the build and the tests need and this machine lacks. Says nothing when all is there.
 # PostgreSQL comes without a cluster of its own: the demo makes a private one.
 set -eu
 
 packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql-15 qemu-utils nbdkit
     zstd openssl pkg-config e2fsprogs jq curl gcc libc6-dev python3 util-linux mount procps"
+
+# ublk-target is built with libublk, which reads the kernel's header with it.
+packages="$packages libclang-dev"
+
+# For the tests in a guest (tests/guest), which are skipped elsewhere. Its kernel is not
+# installed: tests/guest/boot/prepare downloads it.
+if [ "$(uname -m)" = x86_64 ]; then
+    packages="$packages qemu-system-x86 qemu-system-common busybox-static cpio kmod xz-utils
+        dmsetup lvm2 nbd-client"
+fi
 
 installed() {
     dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q '^install ok installed$'
@@ -30,5 +40,7 @@ case "$missing" in
         ;;
 esac
 apt-get update -q
+# All of them, not only the missing: packages built from one source want one version, and apt would rather
+# remove the one that is there than upgrade it unasked.
 # shellcheck disable=SC2086 # a list of words
-apt-get install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold $missing
+apt-get install -q -y --no-install-recommends --no-remove -o Dpkg::Options::=--force-confold $packages
