@@ -21,7 +21,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 work=$(mktemp -d "${1:-/var/tmp}/thinpool-demo.XXXXXX")
 run=$(mktemp -d /run/thinpool-demo.XXXXXX)
-export THINPOOL_RUNTIME_DIR=$run/thinpool
+export THINPOOL_RUNTIME_DIR=$run/thinpool THINPOOL_LINK_DIR=$run/links
 pool=$work/pool
 names=(prod dev1 dev2)
 

@@ -1,9 +1,20 @@
 //! Attachments: devices of a pool that are local block devices, kept by the daemon.
 //!
-//! All of a pool's files are in one FUSE mount, `RUNTIME/UUID/fuse`, made with the first attachment;
-//! `RUNTIME/UUID/pool` leads back to the pool's directory. Loop devices and mounts are the work of
-//! child processes, which end in requests to this very process; so they are awaited on threads that
-//! serve none, and nothing here looks at a path below the mount.
+//! A ublk device is served by threads of its own and outlives the daemon; the pool's table of them is
+//! `RUNTIME/UUID/ublk.json`. Through FUSE, all of a pool's files are in one mount, `RUNTIME/UUID/fuse`,
+//! made with the first attachment, and a loop device makes one of them a block device.
+//! `RUNTIME/UUID/pool` leads back to the pool's directory.
+//!
+//! Control commands of ublk, loop devices and mounts end in requests to this very process; so they are
+//! awaited on threads that serve none, and nothing here looks at a path below the mount.
+
+mod loops;
+#[cfg(not(feature = "ublk"))]
+#[path = "attach/no_ublk.rs"]
+pub mod ublk;
+#[cfg(feature = "ublk")]
+pub mod ublk;
+mod uncommitted;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -17,15 +28,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuse_target::{FuseMount, LoopDevice};
-use pool::{DeviceName, Pool};
+use pool::{DeviceInfo, DeviceName, Pool, ThinDevice};
 use reactor::FileHost;
 use tokio::sync::{Mutex, Notify};
 
+use crate::links::Links;
 use crate::pool_dir::PoolDir;
-use crate::protocol::{AttachTarget, Attachment, CallError, CallErrorKind, Detached};
+use crate::protocol::{
+    AttachRequest, AttachTarget, Attachment, CallError, CallErrorKind, Detached,
+};
 use crate::service::PoolService;
+use crate::transports::{Choice, Transport, choose};
+use ublk::{BlockDevice, BlockDevices, Leftover};
 
-/// Where mounts are, unless `THINPOOL_RUNTIME_DIR` says otherwise.
+/// Where mounts and tables are, unless `THINPOOL_RUNTIME_DIR` says otherwise.
 const DEFAULT_RUNTIME_DIR: &str = "/run/thinpool";
 
 /// How long the kernel may take to close the file of a loop device that is gone.
@@ -38,12 +54,17 @@ const SHUTDOWN_RETRIES_MAX: u32 = 20;
 /// The link from a pool's runtime directory to the pool.
 pub const POOL_LINK: &str = "pool";
 
-/// Where the runtime things of a pool are.
-pub fn runtime_dir(dir: &PoolDir) -> PathBuf {
+/// Where the runtime things of pools are, each in a directory of its own.
+pub fn runtime_root() -> PathBuf {
     let root = env::var_os("THINPOOL_RUNTIME_DIR");
     let root = root.map_or_else(|| DEFAULT_RUNTIME_DIR.into(), PathBuf::from);
     // The kernel tells of a loop device's file without symbolic links; so must we.
-    root.canonicalize().unwrap_or(root).join(&dir.config.uuid)
+    root.canonicalize().unwrap_or(root)
+}
+
+/// Where the runtime things of a pool are.
+pub fn runtime_dir(dir: &PoolDir) -> PathBuf {
+    runtime_root().join(&dir.config.uuid)
 }
 
 /// The file that shows a device, without asking the file system.
@@ -55,8 +76,11 @@ pub fn device_file(dir: &PoolDir, name: &DeviceName) -> PathBuf {
 pub struct Attachments {
     runtime_dir: PathBuf,
     pool_dir: PathBuf,
+    links: Links,
     /// Held through a whole attach or detach: they come one after the other.
     state: Mutex<State>,
+    /// Devices whose block devices wait for their daemon, by thin id: they count as open.
+    held: parking_lot::Mutex<BTreeMap<u32, ThinDevice<FileHost>>>,
     ends_when_empty: AtomicBool,
     /// Rung when an attach or detach left nothing attached.
     pub emptied: Notify,
@@ -65,14 +89,23 @@ pub struct Attachments {
 #[derive(Default)]
 struct State {
     mount: Option<FuseMount<FileHost>>,
+    /// Read when first needed.
+    block_devices: Option<BlockDevices>,
+    /// Whether it is kept up to date what would be lost with this daemon.
+    keeps_mark: bool,
     /// By thin id, which renaming does not change.
     attached: BTreeMap<u32, Attached>,
 }
 
-#[derive(Clone)]
 struct Attached {
-    device: LoopDevice,
+    backing: Backing,
     attachment: Attachment,
+}
+
+/// What is behind an attachment.
+enum Backing {
+    Loop(LoopDevice),
+    Block(BlockDevice),
 }
 
 impl Attachments {
@@ -81,10 +114,139 @@ impl Attachments {
         Attachments {
             runtime_dir: runtime_dir(dir),
             pool_dir: dir.path.clone(),
+            links: Links::of_pool(&dir.label()),
             state: Mutex::default(),
+            held: parking_lot::Mutex::default(),
             ends_when_empty: AtomicBool::new(false),
             emptied: Notify::new(),
         }
+    }
+
+    /// Keeps open what block devices wait for that a daemon has left, so that nobody removes it or
+    /// rolls it back below a mounted file system.
+    ///
+    /// # Errors
+    /// When it cannot be told which there are.
+    pub fn hold_leftovers(&self, service: &PoolService) -> Result<(), CallError> {
+        let leftovers = BlockDevices::open(&self.runtime_dir)?.leftovers();
+        let waiting = leftovers.iter().filter(|leftover| leftover.path().exists());
+        for info in waiting.filter_map(|leftover| volume_of(service, leftover)) {
+            let device = service.open_device(&info.name)?;
+            self.held.lock().insert(info.id, device);
+        }
+        Ok(())
+    }
+
+    /// Takes over the block devices that a daemon before this one left. One that cannot be taken over
+    /// is told in the log, and waits on. Writable ones are ended instead when that daemon died with
+    /// writes that it had acknowledged and not committed.
+    ///
+    /// # Errors
+    /// When it cannot be told which there are.
+    pub async fn recover(&self, service: &Arc<PoolService>) -> Result<(), CallError> {
+        let mut state = self.state.lock().await;
+        self.links.clear();
+        let leftovers = self.with_blocks(&mut state, |blocks| blocks.leftovers());
+        let leftovers = leftovers.await?;
+        if leftovers.is_empty() {
+            return Ok(());
+        }
+        let is_lost = |leftover: &Leftover| !leftover.read_only();
+        let (lost, whole): (Vec<_>, Vec<_>) = if uncommitted::were_lost(&self.runtime_dir) {
+            leftovers.into_iter().partition(is_lost)
+        } else {
+            (Vec::new(), leftovers)
+        };
+        let mut all_ended = true;
+        for leftover in lost {
+            all_ended &= self.give_up(&mut state, service, leftover).await;
+        }
+        // Otherwise the mark stays, for the next daemon to try again.
+        if all_ended {
+            self.keep_mark(&mut state, service)?;
+        }
+        for leftover in whole {
+            let path = leftover.path();
+            let recovered = self.recover_one(&mut state, service, leftover).await;
+            let device = path.display();
+            match recovered {
+                Ok(Some(name)) => tracing::info!("{device}: goes on as {name}"),
+                Ok(None) => tracing::info!("{device}: is no more"),
+                Err(cause) => tracing::error!("{device} waits on: {cause}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a block device that lacks what its file system believes to be there. Whether it has.
+    async fn give_up(&self, state: &mut State, service: &PoolService, leftover: Leftover) -> bool {
+        let info = volume_of(service, &leftover);
+        let path = leftover.path();
+        let give_up = move |blocks: &mut BlockDevices| blocks.give_up(&leftover);
+        let ended = self.with_blocks(state, give_up).await;
+        let device = path.display();
+        if let Err(cause) = ended.and_then(|ended| ended) {
+            tracing::error!("{device} waits on: {cause}");
+            return false;
+        }
+        let name = info.map_or_else(String::new, |info| {
+            self.held.lock().remove(&info.id);
+            info.name.to_string()
+        });
+        tracing::error!(
+            "{device} ({name}): ended, since the daemon died with writes that were not committed; \
+             unmount it, attach it again, and check its file system, as after a power cut"
+        );
+        true
+    }
+
+    /// From now on a mark tells the next daemon whether this one has lost writes by dying.
+    fn keep_mark(&self, state: &mut State, service: &PoolService) -> Result<(), CallError> {
+        if !state.keeps_mark {
+            uncommitted::keep(&self.runtime_dir, &service.pool)?;
+            state.keeps_mark = true;
+        }
+        Ok(())
+    }
+
+    async fn recover_one(
+        &self,
+        state: &mut State,
+        service: &Arc<PoolService>,
+        leftover: Leftover,
+    ) -> Result<Option<DeviceName>, CallError> {
+        let Some(info) = volume_of(service, &leftover) else {
+            let message = "the volume it shows is not in the pool (any more)";
+            return Err(CallError::new(CallErrorKind::NotFound, message));
+        };
+        let thin = service.open_device(&info.name)?;
+        let read_only = thin.read_only();
+        let recover = move |blocks: &mut BlockDevices| blocks.recover(&thin, &leftover);
+        let device = self.with_blocks(state, recover).await??;
+        self.held.lock().remove(&info.id);
+        let Some(device) = device else {
+            return Ok(None);
+        };
+        let attachment = Attachment {
+            name: info.name.clone(),
+            device: device.path(),
+            link: self.links.make(&info.name, &device.path()),
+            transport: Transport::Ublk,
+            reason: "a daemon before this one left it".to_owned(),
+            file: None,
+            mountpoint: device.mountpoint(),
+            read_only,
+            direct_io: None,
+        };
+        let backing = Backing::Block(device);
+        state.attached.insert(
+            info.id,
+            Attached {
+                backing,
+                attachment,
+            },
+        );
+        Ok(Some(info.name))
     }
 
     /// Makes a device a local block device, and mounts it if asked to.
@@ -94,14 +256,11 @@ impl Attachments {
     pub async fn attach(
         &self,
         service: &Arc<PoolService>,
-        name: &DeviceName,
-        mountpoint: Option<PathBuf>,
+        request: AttachRequest,
     ) -> Result<Attachment, CallError> {
         let mut state = self.state.lock().await;
-        forget_gone(&mut state).await;
-        let result = self
-            .attach_with(&mut state, service, name, mountpoint)
-            .await;
+        self.forget_gone(&mut state).await;
+        let result = self.attach_with(&mut state, service, request).await;
         if state.attached.is_empty() {
             self.emptied.notify_one();
         }
@@ -112,34 +271,99 @@ impl Attachments {
         &self,
         state: &mut State,
         service: &Arc<PoolService>,
-        name: &DeviceName,
-        mountpoint: Option<PathBuf>,
+        request: AttachRequest,
     ) -> Result<Attachment, CallError> {
         let info = service
             .pool
-            .info(name)
+            .info(&request.name)
             .map_err(|cause| service.failed(&cause))?;
         if let Some(present) = state.attached.get(&info.id) {
             let message = format!(
-                "{}/{name}: already attached as {}",
+                "{}/{}: already attached as {}",
                 self.pool_dir.display(),
+                request.name,
                 present.attachment.device.display()
             );
             return Err(CallError::new(CallErrorKind::Exists, message));
         }
+        let asked = request.transport;
+        let choice = blocking(move || choose(asked)).await??;
+        let id = info.id;
+        let mut attached = match choice.transport {
+            Transport::Ublk => {
+                self.attach_block(state, service, &info, request, choice)
+                    .await?
+            }
+            Transport::Fuse => self.attach_loop(state, service, request, choice).await?,
+        };
+        let attachment = &mut attached.attachment;
+        attachment.link = self.links.make(&attachment.name, &attachment.device);
+        let attachment = attachment.clone();
+        state.attached.insert(id, attached);
+        Ok(attachment)
+    }
+
+    async fn attach_block(
+        &self,
+        state: &mut State,
+        service: &Arc<PoolService>,
+        info: &DeviceInfo,
+        request: AttachRequest,
+        choice: Choice,
+    ) -> Result<Attached, CallError> {
+        prepare_runtime_dir(&self.runtime_dir, &self.pool_dir)
+            .map_err(|cause| CallError::io(self.runtime_dir.display(), &cause))?;
+        self.keep_mark(state, service)?;
+        let thin = service.open_device(&request.name)?;
+        let read_only = thin.read_only();
+        let (volume, mountpoint) = (info.uuid.clone(), request.mount.clone());
+        let attach = move |blocks: &mut BlockDevices| {
+            let mut device =
+                blocks.attach(&thin, volume, mountpoint.clone(), request.sector_size)?;
+            if let Some(mountpoint) = &mountpoint
+                && let Err(error) = mount_device(&device.path(), read_only, mountpoint)
+            {
+                if let Err(cause) = blocks.detach(&mut device) {
+                    tracing::warn!("{} is left attached: {cause}", device.path().display());
+                }
+                return Err(error);
+            }
+            Ok(device)
+        };
+        let device = self.with_blocks(state, attach).await??;
+        let attachment = Attachment {
+            name: request.name,
+            device: device.path(),
+            link: None,
+            transport: choice.transport,
+            reason: choice.reason,
+            file: None,
+            mountpoint: request.mount,
+            read_only,
+            direct_io: None,
+        };
+        Ok(Attached {
+            backing: Backing::Block(device),
+            attachment,
+        })
+    }
+
+    async fn attach_loop(
+        &self,
+        state: &mut State,
+        service: &Arc<PoolService>,
+        request: AttachRequest,
+        choice: Choice,
+    ) -> Result<Attached, CallError> {
         if state.mount.is_none() {
             state.mount = Some(self.start_mount(Arc::clone(&service.pool)).await?);
         }
         let Some(mount) = &state.mount else {
             unreachable!("it was made above")
         };
-        let file = mount.file(name);
-        let read_only = service.open_device(name)?.read_only();
-        let name = name.clone();
-        let attached = blocking(move || attach_file(name, file, read_only, mountpoint)).await??;
-        let attachment = attached.attachment.clone();
-        state.attached.insert(info.id, attached);
-        Ok(attachment)
+        let file = mount.file(&request.name);
+        let read_only = service.open_device(&request.name)?.read_only();
+        blocking(move || loops::attach_file(request, choice, file, read_only)).await?
     }
 
     async fn start_mount(
@@ -171,14 +395,15 @@ impl Attachments {
                     .pool
                     .info(name)
                     .map_err(|cause| service.failed(&cause))?;
-                state.attached.get_key_value(&info.id)
+                state.attached.contains_key(&info.id).then_some(info.id)
             }
             AttachTarget::Device(device) => state
                 .attached
                 .iter()
-                .find(|(_, attached)| attached.attachment.device == *device),
+                .find(|(_, attached)| attached.attachment.device == *device)
+                .map(|(id, _)| *id),
         };
-        let Some((id, attached)) = found.map(|(id, attached)| (*id, attached.clone())) else {
+        let Some(attached) = found.and_then(|id| Some((id, state.attached.remove(&id)?))) else {
             let what = match target {
                 AttachTarget::Name(name) => format!("{}/{name}", self.pool_dir.display()),
                 AttachTarget::Device(device) => device.display().to_string(),
@@ -188,10 +413,12 @@ impl Attachments {
                 format!("{what}: not attached"),
             ));
         };
+        let (id, attached) = attached;
         let attachment = attached.attachment.clone();
-        blocking(move || detach_device(&attached)).await??;
-        state.attached.remove(&id);
-        self.wait_closed(&mut state, &attachment.name).await?;
+        if let Err((attached, error)) = self.take_away(&mut state, attached).await {
+            state.attached.insert(id, attached);
+            return Err(error);
+        }
         let is_empty = state.attached.is_empty();
         if is_empty {
             self.emptied.notify_one();
@@ -202,6 +429,39 @@ impl Attachments {
             device: attachment.device,
             daemon_ends,
         })
+    }
+
+    /// Takes an attachment away, or gives it back with the reason why it stays.
+    async fn take_away(
+        &self,
+        state: &mut State,
+        attached: Attached,
+    ) -> Result<(), (Attached, CallError)> {
+        let (name, device) = (
+            attached.attachment.name.clone(),
+            attached.attachment.device.clone(),
+        );
+        let is_loop = matches!(attached.backing, Backing::Loop(_));
+        let shared = Arc::new(parking_lot::Mutex::new(attached));
+        let theirs = Arc::clone(&shared);
+        let result = if is_loop {
+            blocking(move || detach_device(&mut theirs.lock(), None)).await
+        } else {
+            let detach =
+                move |blocks: &mut BlockDevices| detach_device(&mut theirs.lock(), Some(blocks));
+            self.with_blocks(state, detach).await
+        };
+        if let Err(error) = result.and_then(|result| result) {
+            let Some(attached) = Arc::into_inner(shared) else {
+                unreachable!("its thread is done with it")
+            };
+            return Err((attached.into_inner(), error));
+        }
+        self.links.remove(&device);
+        if is_loop && let Err(error) = self.wait_closed(state, &name).await {
+            tracing::warn!("{}: {error}", device.display());
+        }
+        Ok(())
     }
 
     /// Until the kernel has closed the file, the device counts as in use.
@@ -230,38 +490,39 @@ impl Attachments {
     /// Whether nothing is attached.
     pub async fn is_empty(&self) -> bool {
         let mut state = self.state.lock().await;
-        forget_gone(&mut state).await;
+        self.forget_gone(&mut state).await;
         state.attached.is_empty()
     }
 
-    /// Detaches everything, as far as it lets go, and takes the mount away.
+    /// Detaches everything, as far as it lets go, and takes the mount away. Block devices that are in
+    /// use and can wait for the next daemon are left to it.
     pub async fn shut_down(&self) {
         let mut state = self.state.lock().await;
         let mut tries_left = SHUTDOWN_RETRIES_MAX;
         while let Some((id, attached)) = state.attached.pop_first() {
-            let again = attached.clone();
-            match blocking(move || detach_device(&again))
-                .await
-                .and_then(|result| result)
-            {
+            let device = attached.attachment.device.clone();
+            let mountpoint = attached.attachment.mountpoint.clone();
+            let is_block = matches!(attached.backing, Backing::Block(_));
+            // A file system on it stays mounted, and is there when the next daemon is.
+            let result = if is_block && is_mounted(mountpoint.as_deref()) {
+                let reason = CallError::new(CallErrorKind::Busy, "it is mounted");
+                Err((attached, reason))
+            } else {
+                self.take_away(&mut state, attached).await
+            };
+            match result {
                 Ok(()) => {}
-                Err(cause) if cause.kind == CallErrorKind::Busy && tries_left > 0 => {
+                Err((attached, cause)) if is_block => leave(attached, &cause).await,
+                Err((attached, cause)) if cause.kind == CallErrorKind::Busy && tries_left > 0 => {
                     if tries_left == SHUTDOWN_RETRIES_MAX {
-                        tracing::warn!(
-                            "waiting for {}: {cause}",
-                            attached.attachment.device.display()
-                        );
+                        tracing::warn!("waiting for {}: {cause}", device.display());
                     }
                     tries_left -= 1;
                     state.attached.insert(id, attached);
                     tokio::time::sleep(SHUTDOWN_RETRY_INTERVAL).await;
                 }
-                Err(cause) => {
-                    tracing::error!(
-                        "{} is cut off: {cause}",
-                        attached.attachment.device.display()
-                    );
-                    let mountpoint = attached.attachment.mountpoint;
+                Err((_, cause)) => {
+                    tracing::error!("{} is cut off: {cause}", device.display());
                     if let Err(cause) = blocking(move || save_contents(mountpoint.as_deref())).await
                     {
                         tracing::error!("{cause}");
@@ -275,12 +536,16 @@ impl Attachments {
             if let Err(cause) = unmounted.and_then(|result| result) {
                 tracing::error!("{}: {cause}", self.runtime_dir.display());
             }
+        }
+        let left = self.with_blocks(&mut state, |blocks| blocks.leftovers());
+        if left.await.is_ok_and(|left| left.is_empty()) {
             self.remove_runtime_dir();
         }
     }
 
     /// What is still in use stays; the next daemon takes it over.
     fn remove_runtime_dir(&self) {
+        uncommitted::forget(&self.runtime_dir);
         let removed = fs::remove_dir(self.runtime_dir.join("fuse"))
             .and_then(|()| fs::remove_file(self.runtime_dir.join(POOL_LINK)))
             .and_then(|()| fs::remove_dir(&self.runtime_dir));
@@ -288,28 +553,79 @@ impl Attachments {
             tracing::debug!("{} stays: {cause}", self.runtime_dir.display());
         }
     }
-}
 
-/// Forgets block devices that were taken away without us, by `losetup` for example.
-async fn forget_gone(state: &mut State) {
-    let present = state.attached.clone();
-    let still_there = move || {
-        let is_there = |attached: &Attached| {
-            let found = LoopDevice::find(attached.device.file());
-            // Where that cannot be seen, it is taken to be there.
-            found.map_or(true, |found| found.as_ref() == Some(&attached.device))
+    /// Forgets block devices that were taken away without us, by `losetup` for example.
+    async fn forget_gone(&self, state: &mut State) {
+        let loops = state.attached.iter().filter_map(|(id, attached)| {
+            let Backing::Loop(device) = &attached.backing else {
+                return None;
+            };
+            Some((*id, device.clone()))
+        });
+        let loops: Vec<_> = loops.collect();
+        let gone = blocking(move || loops::gone(loops)).await;
+        for id in gone.unwrap_or_default() {
+            if let Some(attached) = state.attached.remove(&id) {
+                self.links.remove(&attached.attachment.device);
+            }
+        }
+        let gone = state.attached.iter().filter(|(_, attached)| {
+            matches!(attached.backing, Backing::Block(_)) && !attached.attachment.device.exists()
+        });
+        for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let Some(attached) = state.attached.remove(&id) else {
+                continue;
+            };
+            let device = attached.attachment.device.clone();
+            tracing::warn!("{}: somebody has taken it away", device.display());
+            if let Err((attached, cause)) = self.take_away(state, attached).await {
+                tracing::warn!("{}: {cause}", device.display());
+                state.attached.insert(id, attached);
+            }
+        }
+    }
+
+    /// Does something with the pool's ublk devices, on a thread that may wait for their driver.
+    async fn with_blocks<T: Send + 'static>(
+        &self,
+        state: &mut State,
+        job: impl FnOnce(&mut BlockDevices) -> T + Send + 'static,
+    ) -> Result<T, CallError> {
+        let mut blocks = match state.block_devices.take() {
+            Some(blocks) => blocks,
+            None => BlockDevices::open(&self.runtime_dir)?,
         };
-        present
-            .into_iter()
-            .filter(|(_, attached)| is_there(attached))
-            .collect()
-    };
-    if let Ok(attached) = blocking(still_there).await {
-        state.attached = attached;
+        let (blocks, result) = blocking(move || {
+            let result = job(&mut blocks);
+            (blocks, result)
+        })
+        .await?;
+        state.block_devices = Some(blocks);
+        Ok(result)
     }
 }
 
-/// Runs what waits for child processes on a thread that serves no requests.
+/// The volume or snapshot that a block device shows.
+fn volume_of(service: &PoolService, leftover: &Leftover) -> Option<DeviceInfo> {
+    let is_it = |info: &DeviceInfo| info.uuid == leftover.volume();
+    service.pool.devices().into_iter().find(is_it)
+}
+
+/// Leaves a block device to the next daemon.
+async fn leave(attached: Attached, cause: &CallError) {
+    let device = attached.attachment.device.display().to_string();
+    let Backing::Block(block) = attached.backing else {
+        return;
+    };
+    match blocking(move || block.leave()).await {
+        Ok(()) => tracing::warn!(
+            "{device} is left to the next daemon, and its requests wait till then: {cause}"
+        ),
+        Err(error) => tracing::error!("{device}: {error}"),
+    }
+}
+
+/// Runs what waits for child processes or a driver on a thread that serves no requests.
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, CallError> {
@@ -340,38 +656,11 @@ fn prepare_runtime_dir(runtime_dir: &Path, pool_dir: &Path) -> io::Result<()> {
     symlink(pool_dir, link)
 }
 
-fn attach_file(
-    name: DeviceName,
-    file: PathBuf,
-    read_only: bool,
-    mountpoint: Option<PathBuf>,
-) -> Result<Attached, CallError> {
-    let device = LoopDevice::attach(&file, read_only).map_err(|cause| fuse_error(&cause))?;
-    if let Some(mountpoint) = &mountpoint
-        && let Err(error) = mount_device(&device, mountpoint)
-    {
-        if let Err(cause) = device.detach() {
-            tracing::warn!("{} is left attached: {cause}", device.path().display());
-        }
-        return Err(error);
-    }
-    let attachment = Attachment {
-        name,
-        device: device.path().to_owned(),
-        transport: "fuse".to_owned(),
-        file,
-        mountpoint,
-        read_only,
-        direct_io: device.direct_io(),
-    };
-    Ok(Attached { device, attachment })
-}
-
-fn mount_device(device: &LoopDevice, mountpoint: &Path) -> Result<(), CallError> {
-    let options: &[&str] = if device.read_only() { &["ro"] } else { &[] };
-    fuse_target::mount(device.path(), mountpoint, options).map_err(|cause| {
+fn mount_device(device: &Path, read_only: bool, mountpoint: &Path) -> Result<(), CallError> {
+    let options: &[&str] = if read_only { &["ro"] } else { &[] };
+    fuse_target::mount(device, mountpoint, options).map_err(|cause| {
         let error = fuse_error(&cause);
-        if device.read_only() && error.kind != CallErrorKind::Busy {
+        if read_only && error.kind != CallErrorKind::Busy {
             // Most often a journal that wants to be replayed.
             let message = format!(
                 "{error}; a clone of it can be mounted even when its journal must be replayed"
@@ -382,9 +671,14 @@ fn mount_device(device: &LoopDevice, mountpoint: &Path) -> Result<(), CallError>
     })
 }
 
-fn detach_device(attached: &Attached) -> Result<(), CallError> {
+/// Unmounts what we mounted and takes the block device away; mounts it again if that stays.
+fn detach_device(
+    attached: &mut Attached,
+    blocks: Option<&mut BlockDevices>,
+) -> Result<(), CallError> {
+    let attachment = &attached.attachment;
     let mut unmounted = None;
-    if let Some(mountpoint) = &attached.attachment.mountpoint {
+    if let Some(mountpoint) = &attachment.mountpoint {
         match fuse_target::unmount(mountpoint) {
             Ok(()) => unmounted = Some(mountpoint),
             // Somebody has unmounted it already.
@@ -392,17 +686,38 @@ fn detach_device(attached: &Attached) -> Result<(), CallError> {
             Err(cause) => return Err(fuse_error(&cause)),
         }
     }
-    match attached.device.detach() {
-        Ok(()) | Err(fuse_target::Error::NotAttached { .. }) => Ok(()),
-        Err(cause) => {
-            if let Some(mountpoint) = unmounted
-                && let Err(error) = mount_device(&attached.device, mountpoint)
-            {
-                tracing::warn!("{} stays unmounted: {error}", mountpoint.display());
-            }
-            Err(fuse_error(&cause))
-        }
+    let detached = match (&mut attached.backing, blocks) {
+        (Backing::Loop(device), _) => match device.detach() {
+            Ok(()) | Err(fuse_target::Error::NotAttached { .. }) => Ok(()),
+            Err(cause) => Err(fuse_error(&cause)),
+        },
+        (Backing::Block(device), Some(blocks)) => detach_block(device, blocks),
+        (Backing::Block(_), None) => unreachable!("a block device comes with its table"),
+    };
+    if detached.is_err()
+        && let Some(mountpoint) = unmounted
+        && let Err(error) = mount_device(&attachment.device, attachment.read_only, mountpoint)
+    {
+        tracing::warn!("{} stays unmounted: {error}", mountpoint.display());
     }
+    detached
+}
+
+fn detach_block(device: &mut BlockDevice, blocks: &mut BlockDevices) -> Result<(), CallError> {
+    let path = device.path();
+    // Detaching sees mounts and claims; who merely has it open is to be spared too.
+    if path.exists()
+        && let Some(holder) = fuse_target::holder_of(&path).map_err(|cause| fuse_error(&cause))?
+    {
+        let message = format!("{} is busy: {holder}", path.display());
+        return Err(CallError::new(CallErrorKind::Busy, message));
+    }
+    blocks.detach(device)
+}
+
+/// Whether something is mounted at a directory of ours.
+fn is_mounted(mountpoint: Option<&Path>) -> bool {
+    mountpoint.is_some_and(|mountpoint| fuse_target::is_mountpoint(mountpoint).unwrap_or(true))
 }
 
 /// Before a mounted device is cut off: what its file system has in memory goes to the pool.

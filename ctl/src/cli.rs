@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use pool::DeviceName;
+use serde::{Deserialize, Serialize};
 
 use crate::exit;
 use crate::serve_args::{self, ServeArgs};
 use crate::size::{parse_positive_size, parse_size, parse_volume_size};
+use crate::transports::Transport;
 
 const ABOUT: &str = "Thin volumes, snapshots and clones in a pool of data blocks.
 
@@ -139,6 +141,8 @@ pub enum Command {
         #[arg(value_name = "POOL/VOL[@SNAP]|DEV")]
         what: String,
     },
+    /// Say which ways to local block devices work on this machine, and what the others lack
+    Doctor,
     /// Verify metadata, counts and catalog without changing anything
     Check {
         /// The pool
@@ -245,12 +249,53 @@ pub struct AttachArgs {
     /// The volume or snapshot
     #[arg(value_name = "POOL/VOL[@SNAP]")]
     pub device: DeviceArg,
-    /// Serve it as a FUSE file with a loop device on top, which is the only way so far
+    /// Make it a ublk device, which outlives the daemon; what is used if it works and nothing else is
+    /// asked for
+    #[arg(long, conflicts_with = "fuse")]
+    pub ublk: bool,
+    /// Serve it as a FUSE file with a loop device on top
     #[arg(long)]
     pub fuse: bool,
+    /// Size of its sectors in bytes; ublk devices have 4096 unless given, loop devices 512
+    #[arg(long, value_name = "BYTES")]
+    pub sector_size: Option<SectorSize>,
     /// Mount its file system here, read only for what is read only
     #[arg(long, value_name = "MNT")]
     pub mount: Option<PathBuf>,
+}
+
+impl AttachArgs {
+    /// The way that was asked for.
+    pub fn transport(&self) -> Option<Transport> {
+        match (self.ublk, self.fuse) {
+            (true, _) => Some(Transport::Ublk),
+            (_, true) => Some(Transport::Fuse),
+            _ => None,
+        }
+    }
+}
+
+/// The smallest unit of a block device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
+pub enum SectorSize {
+    /// What most programs expect.
+    #[value(name = "512")]
+    #[serde(rename = "512")]
+    S512,
+    /// A page, which is faster.
+    #[value(name = "4096")]
+    #[serde(rename = "4096")]
+    S4096,
+}
+
+impl SectorSize {
+    /// In bytes.
+    pub fn bytes(self) -> u32 {
+        match self {
+            SectorSize::S512 => 512,
+            SectorSize::S4096 => 4096,
+        }
+    }
 }
 
 /// `POOL/VOL` or `POOL/VOL@SNAP`.

@@ -4,6 +4,7 @@ mod attach;
 mod data;
 mod devices;
 mod docs;
+mod doctor;
 mod pools;
 mod show;
 mod verify;
@@ -81,6 +82,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Du { pool } => show::usage(context, &pool).await,
         Command::Attach(args) => attach::attach(context, &args).await,
         Command::Detach { what } => attach::detach(context, &what).await,
+        Command::Doctor => doctor::doctor(context).await,
         Command::Check { pool } => return verify::check(context, &pool).await,
         Command::Dump { pool } => verify::dump(context, &pool).await,
         Command::Read {

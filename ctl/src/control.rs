@@ -223,18 +223,21 @@ async fn send_contents(
 async fn write(
     State(service): State<Arc<PoolService>>,
     Query(range): Query<Range>,
-    body: Body,
+    mut body: Body,
 ) -> Response {
     streamed(move |sender| async move {
-        let result = receive_contents(&service, &range, body).await;
+        let result = receive_contents(&service, &range, &mut body).await;
         send_result(&sender, result.map(|()| Reply::Done)).await;
+        // Closing a connection with input left in it would take the answer away from the client,
+        // who ends the input when he has read it.
+        while let Some(Ok(_)) = body.frame().await {}
     })
 }
 
 async fn receive_contents(
     service: &Arc<PoolService>,
     range: &Range,
-    mut body: Body,
+    body: &mut Body,
 ) -> Result<(), CallError> {
     let mut writing = Writing::begin(service, &range.device, range.offset, range.length)?;
     // Whole pieces again: runs of zeros are found in those.

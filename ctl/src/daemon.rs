@@ -67,6 +67,11 @@ pub fn run(args: ServeArgs) -> Result<(), CallError> {
 async fn serve(args: ServeArgs) -> Result<(), CallError> {
     let mut signals = Signals::take().map_err(|cause| CallError::io("signals", &cause))?;
     let pools = open_pools(&args).await?;
+    if let Err(error) = recover_devices(&pools).await {
+        // The table that cannot be read matters more than an error of closing what did not change.
+        let _ = close_pools(&pools).await;
+        return Err(error);
+    }
     let served = match Servers::start(&args, &pools).await {
         Ok(servers) => {
             pools.iter().for_each(|service| log_opened(service));
@@ -147,6 +152,14 @@ fn served_already(dir: &PoolDir, pid: Option<u32>) -> CallError {
         dir.path.display()
     );
     CallError::new(CallErrorKind::Busy, message)
+}
+
+/// Goes on with the block devices that a daemon before this one left.
+async fn recover_devices(pools: &[Arc<PoolService>]) -> Result<(), CallError> {
+    for service in pools {
+        service.attachments.recover(service).await?;
+    }
+    Ok(())
 }
 
 fn log_opened(service: &PoolService) {

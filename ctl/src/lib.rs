@@ -7,6 +7,8 @@
 //! where that happens; `commands` print. `daemon` puts `control`, `exports`, `attach` and `metrics`
 //! around a service.
 
+#![forbid(unsafe_code)]
+
 mod attach;
 mod check;
 mod cli;
@@ -18,6 +20,7 @@ mod exit;
 mod exports;
 mod frame;
 mod interrupt;
+mod links;
 mod metrics;
 mod output;
 mod pool_dir;
@@ -28,6 +31,7 @@ mod session;
 mod size;
 mod table;
 mod transfer;
+mod transports;
 
 mod programs;
 

@@ -143,7 +143,7 @@ fn pool_metrics(out: &mut Families, pool: &Labels, status: &Status) {
 }
 
 /// Name, help and value of what can go up and down.
-fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 10] {
+fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 11] {
     [
         (
             "thinpool_block_size_bytes",
@@ -185,6 +185,11 @@ fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 10] {
             "thinpool_snapshots",
             "Snapshots in the pool.",
             status.snapshots,
+        ),
+        (
+            "thinpool_partial_blocks",
+            "Data blocks of which only written sub-blocks exist; the next commit fills in the rest.",
+            status.partial_blocks,
         ),
         (
             "thinpool_deleting_devices",

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use pool::{DeviceInfo, DeviceName, DeviceUsage, Status};
 use serde::{Deserialize, Serialize};
 
+use crate::cli::SectorSize;
+use crate::transports::Transport;
+
 /// A request on one pool.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,17 +95,25 @@ pub enum Call {
     /// Verifies everything.
     Check,
     /// Makes a device a local block device. Only a daemon can.
-    Attach {
-        /// Which.
-        name: DeviceName,
-        /// Where to mount it.
-        mount: Option<PathBuf>,
-    },
+    Attach(AttachRequest),
     /// Undoes an attachment. Only a daemon can.
     Detach {
         /// Which.
         target: AttachTarget,
     },
+}
+
+/// What is to be attached, and how.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Which volume or snapshot.
+    pub name: DeviceName,
+    /// Where to mount it.
+    pub mount: Option<PathBuf>,
+    /// How; the best way that works unless given.
+    pub transport: Option<Transport>,
+    /// How large its sectors are to be.
+    pub sector_size: Option<SectorSize>,
 }
 
 /// How an attachment is named.
@@ -228,18 +239,22 @@ pub enum CheckSeverity {
 pub struct Attachment {
     /// The volume or snapshot.
     pub name: DeviceName,
-    /// The block device, `/dev/loopN`.
+    /// The block device, `/dev/ublkbN` or `/dev/loopN`.
     pub device: PathBuf,
-    /// How it is served: `fuse`.
-    pub transport: String,
-    /// The file below the block device.
-    pub file: PathBuf,
+    /// The link to it, `/dev/thin/POOL/VOL`, if it could be made.
+    pub link: Option<PathBuf>,
+    /// How it is served.
+    pub transport: Transport,
+    /// Why that way.
+    pub reason: String,
+    /// The file below a loop device.
+    pub file: Option<PathBuf>,
     /// Where it is mounted by us.
     pub mountpoint: Option<PathBuf>,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// Whether the block device bypasses the page cache of the file below.
-    pub direct_io: bool,
+    /// Whether a loop device bypasses the page cache of the file below.
+    pub direct_io: Option<bool>,
 }
 
 /// An attachment that is gone.
@@ -402,6 +417,12 @@ mod tests {
                 data_size: Some(1),
                 metadata_size: None,
             },
+            Call::Attach(AttachRequest {
+                name: name.clone(),
+                mount: None,
+                transport: Some(Transport::Ublk),
+                sector_size: Some(SectorSize::S512),
+            }),
             Call::Detach {
                 target: AttachTarget::Device("/dev/loop0".into()),
             },

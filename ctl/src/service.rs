@@ -41,6 +41,12 @@ impl PoolService {
     /// # Errors
     /// `Busy` when another process has it; what makes it impossible to open.
     pub fn open(dir: PoolDir) -> Result<Self, CallError> {
+        let service = Self::open_writable(dir)?;
+        service.attachments.hold_leftovers(&service)?;
+        Ok(service)
+    }
+
+    fn open_writable(dir: PoolDir) -> Result<Self, CallError> {
         let access = if dir.config.read_only {
             Access::Read
         } else {
@@ -365,8 +371,8 @@ pub async fn execute(
         Call::Status => Reply::Pool(service.pool_info()),
         Call::Usage => Reply::Usage(service.usage().await.map_err(failed)?),
         Call::Check => Reply::Check(check_pool(service, progress).await?),
-        Call::Attach { name, mount } => {
-            Reply::Attached(service.attachments.attach(service, &name, mount).await?)
+        Call::Attach(request) => {
+            Reply::Attached(service.attachments.attach(service, request).await?)
         }
         Call::Detach { target } => {
             Reply::Detached(service.attachments.detach(service, &target).await?)

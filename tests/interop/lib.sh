@@ -14,6 +14,7 @@ PYTHON=/usr/bin/python3
 
 SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/thinpool-test.XXXXXX")
 export THINPOOL_RUNTIME_DIR=$SCRATCH/run
+export THINPOOL_LINK_DIR=$SCRATCH/links
 mkdir -p "$THINPOOL_RUNTIME_DIR"
 DAEMONS=()
 UNDO=()

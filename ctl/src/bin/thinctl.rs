@@ -1,5 +1,7 @@
 //! The tool: asks a pool, or the daemon that serves it.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -1,5 +1,7 @@
 //! The daemon: runs pools, their exports and their metrics.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -11,14 +11,18 @@ use std::time::{Duration, Instant};
 use fuse_target::LoopDevice;
 
 use super::{Context, unexpected};
-use crate::attach::{POOL_LINK, device_file, fuse_error};
+use crate::attach::ublk::BlockDevices;
+use crate::attach::{POOL_LINK, device_file, fuse_error, runtime_dir, runtime_root};
 use crate::cli::{AttachArgs, DeviceArg};
 use crate::client::Client;
 use crate::daemon::READY_PREFIX;
 use crate::exit;
 use crate::pool_dir::{Access, DAEMON_LOG, PoolDir};
-use crate::protocol::{AttachTarget, Attachment, Call, CallError, CallErrorKind, Detached, Reply};
+use crate::protocol::{
+    AttachRequest, AttachTarget, Attachment, Call, CallError, CallErrorKind, Detached, Reply,
+};
 use crate::session::patiently;
+use crate::transports::ORDER;
 
 /// How long a daemon may take to end after its last attachment is gone.
 const DAEMON_END_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,10 +32,12 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
     let dir = PoolDir::open(&args.device.pool)?;
     let mount = args.mount.as_deref().map(absolute_directory).transpose()?;
     let progress = context.output.progress("attaching");
-    let call = Call::Attach {
+    let call = Call::Attach(AttachRequest {
         name: args.device.name.clone(),
         mount,
-    };
+        transport: args.transport(),
+        sector_size: args.sector_size,
+    });
     let attachment = patiently(async || {
         let mut client = match Client::connect(&dir).await? {
             Some(client) => client,
@@ -44,6 +50,10 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
     })
     .await?;
     drop(progress);
+    if !context.output.json && args.transport().is_none() && attachment.transport != ORDER[0] {
+        let (name, reason) = (attachment.transport.name(), &attachment.reason);
+        eprintln!("thinctl: attached through {name}: {reason}");
+    }
     context
         .output
         .print(&attachment, |attachment: &Attachment| {
@@ -168,6 +178,11 @@ async fn detach_name(device: &DeviceArg) -> Result<Detached, CallError> {
     let dir = PoolDir::open(&device.pool)?;
     match Client::connect(&dir).await? {
         Some(client) => detach_by(client, &dir, AttachTarget::Name(device.name.clone())).await,
+        // Only a daemon can write out what the kernel holds for a ublk device.
+        None if has_leftovers(&runtime_dir(&dir))? => {
+            let client = start_daemon(&dir).await?;
+            detach_by(client, &dir, AttachTarget::Name(device.name.clone())).await
+        }
         None => {
             let file = device_file(&dir, &device.name);
             let Some(leftover) = LoopDevice::find(&file).map_err(|cause| fuse_error(&cause))?
@@ -180,11 +195,40 @@ async fn detach_name(device: &DeviceArg) -> Result<Detached, CallError> {
     }
 }
 
+/// Whether a daemon has left ublk devices of the pool with this runtime directory.
+fn has_leftovers(runtime: &Path) -> Result<bool, CallError> {
+    Ok(!BlockDevices::open(runtime)?.leftovers().is_empty())
+}
+
+/// The pool that has this ublk device.
+fn pool_of_block_device(device: &Path) -> Result<Option<PoolDir>, CallError> {
+    let Ok(entries) = fs::read_dir(runtime_root()) else {
+        return Ok(None);
+    };
+    for runtime in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let leftovers = BlockDevices::open(&runtime)?.leftovers();
+        if leftovers.iter().any(|leftover| leftover.path() == device) {
+            let link = runtime.join(POOL_LINK);
+            let pool =
+                fs::read_link(&link).map_err(|cause| CallError::io(link.display(), &cause))?;
+            return PoolDir::open_path(&pool).map(Some);
+        }
+    }
+    Ok(None)
+}
+
 /// The block device leads to its file, the file to the runtime directory, and that to the pool.
 async fn detach_device(device: &Path) -> Result<Detached, CallError> {
     let device = device
         .canonicalize()
         .map_err(|cause| CallError::io(device.display(), &cause))?;
+    if let Some(dir) = pool_of_block_device(&device)? {
+        let client = match Client::connect(&dir).await? {
+            Some(client) => client,
+            None => start_daemon(&dir).await?,
+        };
+        return detach_by(client, &dir, AttachTarget::Device(device)).await;
+    }
     let not_ours = || {
         let message = format!("{}: not attached by thinctl", device.display());
         CallError::new(CallErrorKind::NotFound, message)

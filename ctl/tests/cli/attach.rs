@@ -49,7 +49,9 @@ fn a_volume_becomes_a_block_device() {
     let attached = bench.json(&["attach", "p/vol", "--fuse"]);
     for key in [
         "device",
+        "link",
         "transport",
+        "reason",
         "file",
         "mountpoint",
         "read_only",
@@ -69,7 +71,7 @@ fn a_volume_becomes_a_block_device() {
     bench.refused(&["attach", "p/vol"], 4, "already attached as /dev/loop");
     bench.refused(&["rm", "p/vol"], 5, "in use");
     bench.refused(&["rollback", "p/vol@s"], 5, "in use");
-    let snapshot = bench.json(&["attach", "p/vol@s"]);
+    let snapshot = bench.json(&["attach", "p/vol@s", "--fuse"]);
     assert_eq!(snapshot["read_only"], true);
     assert!(fs::write(snapshot["device"].as_str().unwrap(), b"x").is_err());
     bench.ok(&["detach", snapshot["device"].as_str().unwrap()]);
@@ -94,7 +96,7 @@ fn without_a_daemon_one_is_started_and_ends_by_itself() {
         fs::create_dir(bench.path(mountpoint)).unwrap();
     }
     bench.ok(&["create", "p/vol", "--size", "32M"]);
-    let attached = bench.json(&["attach", "p/vol"]);
+    let attached = bench.json(&["attach", "p/vol", "--fuse"]);
     let device = attached["device"].as_str().unwrap();
     assert!(
         Command::new("mkfs.ext4")
@@ -106,7 +108,7 @@ fn without_a_daemon_one_is_started_and_ends_by_itself() {
     bench.ok(&["detach", device]);
     assert!(!bench.path("p/control.sock").exists());
     bench.check_clean("p");
-    let mounted = bench.json(&["attach", "p/vol", "--mount", "m1"]);
+    let mounted = bench.json(&["attach", "p/vol", "--mount", "m1", "--fuse"]);
     assert_eq!(
         mounted["mountpoint"],
         bench.path("m1").canonicalize().unwrap().to_str().unwrap()
@@ -118,7 +120,7 @@ fn without_a_daemon_one_is_started_and_ends_by_itself() {
         .unwrap();
     bench.ok(&["create-snap", "p/vol@s"]);
     bench.ok(&["clone", "p/vol@s", "p/c1"]);
-    bench.ok(&["attach", "p/c1", "--mount", "m2"]);
+    bench.ok(&["attach", "p/c1", "--mount", "m2", "--fuse"]);
     assert!(fs::read(bench.path("m2/file")).unwrap() == noise(1 << 20, 5));
     fs::write(bench.path("m2/file"), b"other").unwrap();
     assert!(fs::read(bench.path("m1/file")).unwrap() == noise(1 << 20, 5));
@@ -141,7 +143,7 @@ fn attaching_what_cannot_be_leaves_no_daemon() {
         bench.ok(&["create", "p/vol", "--size", "1M"]);
         fs::create_dir(bench.path("m")).unwrap();
         // There is no file system on it.
-        let outcome = bench.thinctl(&["attach", "p/vol", "--mount", "m"]);
+        let outcome = bench.thinctl(&["attach", "p/vol", "--mount", "m", "--fuse"]);
         assert_eq!(
             (outcome.code, outcome.stderr.lines().count()),
             (1, 1),
@@ -165,10 +167,10 @@ fn a_daemon_that_died_attached_is_replaced() {
     bench.ok(&["create", "p/vol", "--size", "8M"]);
     let daemon = bench.serve(&["p"]);
     bench.write(&["p/vol"], &noise(1 << 20, 1));
-    let first = bench.json(&["attach", "p/vol"]);
+    let first = bench.json(&["attach", "p/vol", "--fuse"]);
     daemon.end(Signal::KILL);
     let daemon = bench.serve(&["p"]);
-    let second = bench.json(&["attach", "p/vol"]);
+    let second = bench.json(&["attach", "p/vol", "--fuse"]);
     let device = second["device"].as_str().unwrap();
     assert_eq!(fs::read(device).unwrap()[..1 << 20], noise(1 << 20, 1));
     let backing = |device: &str| {
@@ -192,7 +194,7 @@ fn ending_the_daemon_detaches() {
     let _cleanup = Cleanup(&bench);
     bench.ok(&["create", "p/vol", "--size", "8M"]);
     let daemon = bench.serve(&["p"]);
-    bench.ok(&["attach", "p/vol"]);
+    bench.ok(&["attach", "p/vol", "--fuse"]);
     daemon.stop();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(
@@ -200,4 +202,52 @@ fn ending_the_daemon_detaches() {
         "{mounts}"
     );
     bench.check_clean("p");
+}
+
+#[test]
+fn attach_takes_what_works_and_says_why() {
+    let bench = Bench::with_pool();
+    let doctor = bench.json(&["doctor"]);
+    let transports = doctor.as_array().unwrap();
+    let names: Vec<_> = transports.iter().map(|t| t["transport"].clone()).collect();
+    assert_eq!(names, ["ublk", "fuse"]);
+    for transport in transports {
+        let works = transport["works"].as_bool().unwrap();
+        assert_eq!(works, transport.get("missing").is_none(), "{transport}");
+        assert_eq!(works, transport.get("remedy").is_none(), "{transport}");
+    }
+    let lines = bench.ok(&["doctor"]);
+    assert_eq!(lines.lines().count(), 1 + transports.len(), "{lines}");
+    bench.ok(&["create", "p/vol", "--size", "1M"]);
+    for transport in transports.iter().filter(|t| t["works"] == false) {
+        let flag = format!("--{}", transport["transport"].as_str().unwrap());
+        let lack = transport["missing"].as_str().unwrap();
+        bench.refused(&["attach", "p/vol", &flag], 1, lack);
+    }
+    let Some(best) = transports.iter().find(|t| t["works"] == true) else {
+        return;
+    };
+    let _cleanup = Cleanup(&bench);
+    let outcome = bench.thinctl(&["attach", "p/vol"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let device = String::from_utf8(outcome.stdout).unwrap();
+    let link = bench.path("links/p/vol");
+    assert_eq!(
+        fs::read_link(&link).unwrap().to_str().unwrap(),
+        device.trim()
+    );
+    // What is better and missing is named, for people, beside the device.
+    let told = best != &transports[0];
+    assert_eq!(
+        outcome.stderr.lines().count(),
+        usize::from(told),
+        "{}",
+        outcome.stderr
+    );
+    if told {
+        let lack = transports[0]["missing"].as_str().unwrap();
+        assert!(outcome.stderr.contains(lack), "{}", outcome.stderr);
+    }
+    bench.ok(&["detach", "p/vol"]);
+    assert!(!link.exists() && !bench.path("links/p").exists());
 }

@@ -45,6 +45,7 @@ impl Bench {
             .current_dir(self.root.path())
             .env("THINPOOL_ROOT", self.path("root"))
             .env("THINPOOL_RUNTIME_DIR", self.path("run"))
+            .env("THINPOOL_LINK_DIR", self.path("links"))
             .stdin(Stdio::null());
         command
     }

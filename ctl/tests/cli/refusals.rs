@@ -56,6 +56,7 @@ fn every_command_takes_json() {
         "serve",
         "attach",
         "detach",
+        "doctor",
         "check",
         "dump",
         "read",

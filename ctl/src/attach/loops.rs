@@ -1,0 +1,61 @@
+//! Attachments that are files of the pool's FUSE mount with loop devices on top. They end with the
+//! daemon.
+
+use std::path::PathBuf;
+
+use fuse_target::{LoopDevice, LoopOptions};
+
+use super::{Attached, Backing, fuse_error, mount_device};
+use crate::protocol::{AttachRequest, Attachment, CallError};
+use crate::transports::Choice;
+
+/// Puts a loop device on a file, and mounts it if asked to.
+pub(super) fn attach_file(
+    request: AttachRequest,
+    choice: Choice,
+    file: PathBuf,
+    read_only: bool,
+) -> Result<Attached, CallError> {
+    let mut options = LoopOptions {
+        read_only,
+        ..LoopOptions::default()
+    };
+    if let Some(sector_size) = request.sector_size {
+        options.sector_size = sector_size.bytes();
+    }
+    let device = LoopDevice::attach_with(&file, options).map_err(|cause| fuse_error(&cause))?;
+    if let Some(mountpoint) = &request.mount
+        && let Err(error) = mount_device(device.path(), device.read_only(), mountpoint)
+    {
+        if let Err(cause) = device.detach() {
+            tracing::warn!("{} is left attached: {cause}", device.path().display());
+        }
+        return Err(error);
+    }
+    let attachment = Attachment {
+        name: request.name,
+        device: device.path().to_owned(),
+        link: None,
+        transport: choice.transport,
+        reason: choice.reason,
+        file: Some(file),
+        mountpoint: request.mount,
+        read_only,
+        direct_io: Some(device.direct_io()),
+    };
+    Ok(Attached {
+        backing: Backing::Loop(device),
+        attachment,
+    })
+}
+
+/// Which of these are loop devices no more.
+pub(super) fn gone(devices: Vec<(u32, LoopDevice)>) -> Vec<u32> {
+    let is_gone = |device: &LoopDevice| {
+        let found = LoopDevice::find(device.file());
+        // Where that cannot be seen, it is taken to be there.
+        found.is_ok_and(|found| found.as_ref() != Some(device))
+    };
+    let gone = devices.into_iter().filter(|(_, device)| is_gone(device));
+    gone.map(|(id, _)| id).collect()
+}

@@ -1,0 +1,176 @@
+//! Attachments that are ublk devices. They outlive the daemon: the table in the pool's runtime
+//! directory tells the next one which there are.
+
+use std::path::{Path, PathBuf};
+
+use pool::ThinDevice;
+use reactor::FileHost;
+use ublk_target::{Error, Identity, Options, Record, Table, UblkDevice};
+
+use crate::cli::SectorSize;
+use crate::protocol::{CallError, CallErrorKind};
+use crate::transports::Lack;
+
+/// The table's file in the runtime directory.
+const TABLE_FILE: &str = "ublk.json";
+
+/// A block device of ours.
+pub struct BlockDevice {
+    device: UblkDevice,
+}
+
+impl BlockDevice {
+    /// `/dev/ublkbN`.
+    pub fn path(&self) -> PathBuf {
+        self.device.path()
+    }
+
+    /// Where its file system was mounted by a daemon.
+    pub fn mountpoint(&self) -> Option<PathBuf> {
+        self.device.record().mountpoint.clone()
+    }
+
+    /// Leaves it to the next daemon; this process must end soon.
+    pub fn leave(self) {
+        self.device.leave();
+    }
+}
+
+/// One that a daemon before this one left.
+#[derive(Clone)]
+pub struct Leftover {
+    record: Record,
+}
+
+impl Leftover {
+    /// The identity of the volume or snapshot it shows.
+    pub fn volume(&self) -> &str {
+        &self.record.volume
+    }
+
+    /// `/dev/ublkbN`.
+    pub fn path(&self) -> PathBuf {
+        self.record.path()
+    }
+
+    /// Whether nothing can have been written to it.
+    pub fn read_only(&self) -> bool {
+        self.record.read_only
+    }
+}
+
+/// The ublk devices of a pool.
+pub struct BlockDevices {
+    table: Table,
+}
+
+impl BlockDevices {
+    /// Reads which there are.
+    ///
+    /// # Errors
+    /// `Damaged` when the table cannot be understood.
+    pub fn open(runtime_dir: &Path) -> Result<Self, CallError> {
+        let table =
+            Table::open(&runtime_dir.join(TABLE_FILE)).map_err(|cause| ublk_error(&cause))?;
+        Ok(BlockDevices { table })
+    }
+
+    /// Those in the table.
+    pub fn leftovers(&self) -> Vec<Leftover> {
+        let leftover = |record: &Record| Leftover {
+            record: record.clone(),
+        };
+        self.table.records().iter().map(leftover).collect()
+    }
+
+    /// Makes a thin device a block device.
+    ///
+    /// # Errors
+    /// What stopped it, with nothing left behind.
+    pub fn attach(
+        &mut self,
+        thin: &ThinDevice<FileHost>,
+        volume: String,
+        mountpoint: Option<PathBuf>,
+        sector_size: Option<SectorSize>,
+    ) -> Result<BlockDevice, CallError> {
+        // Whoever reads JSON numbers as floating point keeps 53 bits of it.
+        let token = uuid::Uuid::new_v4().as_u64_pair().1 & ((1 << 53) - 1);
+        let identity = Identity {
+            volume,
+            token,
+            mountpoint,
+        };
+        let options = Options {
+            sector_size: sector_size.map(|size| match size {
+                SectorSize::S512 => ublk_target::SectorSize::S512,
+                SectorSize::S4096 => ublk_target::SectorSize::S4096,
+            }),
+            ..Options::default()
+        };
+        UblkDevice::create(thin, identity, &options, &mut self.table)
+            .map(|device| BlockDevice { device })
+            .map_err(|cause| ublk_error(&cause))
+    }
+
+    /// Takes over what a daemon left; none when that is no more.
+    ///
+    /// # Errors
+    /// What stopped it. The device stays as it is.
+    pub fn recover(
+        &mut self,
+        thin: &ThinDevice<FileHost>,
+        leftover: &Leftover,
+    ) -> Result<Option<BlockDevice>, CallError> {
+        match UblkDevice::recover(thin, &leftover.record, &mut self.table) {
+            Ok(device) => Ok(Some(BlockDevice { device })),
+            Err(Error::Gone(_)) => Ok(None),
+            Err(cause) => Err(ublk_error(&cause)),
+        }
+    }
+
+    /// Takes away what a daemon left, with an error for whoever uses it.
+    ///
+    /// # Errors
+    /// What stopped it. The device stays as it is.
+    pub fn give_up(&mut self, leftover: &Leftover) -> Result<(), CallError> {
+        match UblkDevice::give_up(&leftover.record, &mut self.table) {
+            Ok(()) | Err(Error::Gone(_)) => Ok(()),
+            Err(cause) => Err(ublk_error(&cause)),
+        }
+    }
+
+    /// Takes a block device away.
+    ///
+    /// # Errors
+    /// `Busy` when something uses it; it stays as it was then.
+    pub fn detach(&mut self, device: &mut BlockDevice) -> Result<(), CallError> {
+        device
+            .device
+            .detach(&mut self.table)
+            .map_err(|cause| ublk_error(&cause))
+    }
+}
+
+/// Whether there can be ublk devices here.
+///
+/// # Errors
+/// What is missing.
+pub fn probe() -> Result<(), Lack> {
+    ublk_target::probe().map_err(|missing| Lack {
+        missing: missing.what,
+        remedy: missing.remedy,
+    })
+}
+
+fn ublk_error(cause: &Error) -> CallError {
+    let kind = match cause {
+        Error::BadOption { .. } => CallErrorKind::Invalid,
+        Error::Busy(_) | Error::NotRecoverable { .. } => CallErrorKind::Busy,
+        Error::Gone(_) => CallErrorKind::NotFound,
+        Error::DamagedTable { .. } => CallErrorKind::Damaged,
+        Error::Io { source, .. } | Error::Driver { source, .. } => CallError::io("", source).kind,
+        _ => CallErrorKind::Other,
+    };
+    CallError::new(kind, cause.to_string())
+}

@@ -1,0 +1,87 @@
+#!/bin/bash
+# ublk devices at the edges: a pool without space, a daemon that ends under load and unflushed writes
+# on a raw device, records of devices that are no more, many devices at a time.
+# guest: --timeout 900 --memory 3G
+. "$(dirname "$0")/lib.sh"
+export THINPOOL_LINK_DIR=/dev/thin
+requires fio jq
+modprobe ublk_drv
+
+attach_it() {
+    thinctl attach "$POOL/$1" --ublk --json >"$SCRATCH/attach.json"
+    DEVICE=$(jq -r .device "$SCRATCH/attach.json")
+}
+
+mkdir "$SCRATCH/store"
+mount -t tmpfs -o size=1G store "$SCRATCH/store"
+undo umount -l "$SCRATCH/store"
+new_pool store/pool --size 64M
+thinctl create "$POOL/vol" --size 256M
+serve "$POOL"
+
+echo "== a full pool"
+attach_it vol
+random_file "$SCRATCH/store/random" 48
+dd if="$SCRATCH/store/random" of="$DEVICE" bs=1M oflag=direct status=none
+if dd if="$SCRATCH/store/random" of="$DEVICE" bs=1M seek=64 oflag=direct status=none 2>"$SCRATCH/dd"; then
+    fail "48 MiB found room in 16"
+fi
+grep -q "No space left on device" "$SCRATCH/dd" || fail "dd said: $(cat "$SCRATCH/dd")"
+cmp -n $((48 << 20)) "$DEVICE" "$SCRATCH/store/random" || fail "reading a full pool"
+thinctl grow "$POOL" --size 256M
+dd if="$SCRATCH/store/random" of="$DEVICE" bs=1M seek=64 oflag=direct conv=fsync status=none
+cmp -n $((48 << 20)) -i $((64 << 20)):0 "$DEVICE" "$SCRATCH/store/random" || fail "after growing"
+
+echo "== told to end under load"
+fio --name=load --filename="$DEVICE" --rw=randwrite --bs=16k --direct=1 --ioengine=io_uring \
+    --iodepth=32 --offset=112M --size=96M --verify=crc32c --verify_fatal=1 --do_verify=1 \
+    --allow_mounted_write=1 >"$SCRATCH/fio.log" 2>&1 &
+load=$!
+sleep 2
+kill -0 $load || fail "the load ended early: $(cat "$SCRATCH/fio.log")"
+stop_daemon
+grep -q "is left to the next daemon" "$SCRATCH"/serve.*.log || fail "the device was not left"
+serve "$POOL"
+status=0
+wait $load || status=$?
+[ $status -eq 0 ] || fail "fio: $(cat "$SCRATCH/fio.log")"
+cmp -n $((48 << 20)) "$DEVICE" "$SCRATCH/store/random" || fail "after the load"
+thinctl detach "$DEVICE"
+
+echo "== many devices"
+for number in $(seq 12); do
+    thinctl create "$POOL/v$number" --size 8M
+    attach_it "v$number"
+    echo "number $number" >"$SCRATCH/word"
+    truncate -s 4096 "$SCRATCH/word"
+    # Through the page cache, and not flushed: detaching must write it out.
+    dd if="$SCRATCH/word" of="$DEVICE" conv=notrunc status=none
+done
+links=(/dev/thin/pool/*)
+same ${#links[@]} 12 "links"
+for number in $(seq 12); do
+    thinctl detach "$POOL/v$number"
+    same "$(thinctl read "$POOL/v$number" --length 4096 | head -n 1)" "number $number" "contents"
+done
+
+echo "== records of what is no more"
+thinctl create "$POOL/other" --size 8M
+attach_it other
+table=$(echo "$THINPOOL_RUNTIME_DIR"/*/ublk.json)
+kill -KILL "$DAEMON"
+wait "$DAEMON" 2>/dev/null || true
+# One that was never there, and one whose volume is gone.
+jq '.devices += [(.devices[0] | .device = 77 | .volume = "v" | .token = 5)]' "$table" >"$SCRATCH/table"
+cp "$SCRATCH/table" "$table"
+uuid=$(thinctl info "$POOL/v1" --json | jq -r .uuid)
+sed -i "s/\"v\"/\"$uuid\"/" "$table"
+serve "$POOL"
+grep -q "/dev/ublkb77: is no more" "$SCRATCH"/serve.*.log || fail "the stale record was not told of"
+same "$(jq -c '[.devices[].device]' "$table")" "[${DEVICE#/dev/ublkb}]" "the table"
+thinctl rm "$POOL/v1"
+thinctl detach "$POOL/other"
+stop_daemon
+verify "$POOL"
+if dmesg | grep -E "Buffer I/O error|invalid error|hung_task|BUG|WARNING"; then
+    fail "the kernel complains"
+fi
