@@ -1,11 +1,11 @@
 //! Blocks that hold only part of their contents yet: sub-block copy on write.
 //!
 //! A small write to an unmapped or shared block takes a data block of its own, but writes only the
-//! *sub-blocks* it touches: 4 KiB, or a 64th of blocks larger than 256 KiB. Which of them the new block owns is noted here, in
-//! memory; what it does not own is still where it was before (the shared block, the external
-//! origin, nowhere) and is read from there. Before the commit that maps the block on disk the rest
-//! is filled in (`serve/fill.rs`), and the block is like any other. Blocks whose sub-blocks were all
-//! written by then are never copied at all.
+//! *sub-blocks* it touches: 4 KiB, or a 64th of blocks larger than 256 KiB. Which of them the new
+//! block owns is noted here, in memory; what it does not own is still where it was before (the shared
+//! block, the external origin, nowhere) and is read from there. Before the commit that maps the block
+//! on disk the rest is filled in (`serve/fill.rs`), and the block is like any other. Blocks whose
+//! sub-blocks were all written by then are never copied at all.
 //!
 //! What keeps this safe:
 //! - a block is noted before the mapping to it is visible, and a note goes only when the block
@@ -202,15 +202,19 @@ mod tests {
 
     const K: u64 = 1024;
 
+    fn block_size(bytes: u64) -> BlockSize {
+        BlockSize::new(bytes).unwrap()
+    }
+
     fn partial(block_bytes: u64) -> Partial {
-        let size = BlockSize::new(block_bytes).unwrap_or(BlockSize::DEFAULT);
+        let size = block_size(block_bytes);
         Partial::new(DataBlock(7), VirtualBlock(3), Place::Unmapped, size)
     }
 
     #[test]
     fn sub_blocks_divide_every_block_size() {
         for units in [1, 2, 3, 4, 5, 16, 31, 16_384] {
-            let sub_blocks = SubBlocks::of(partial_size(units * 64 * K));
+            let sub_blocks = SubBlocks::of(block_size(units * 64 * K));
             assert_eq!(
                 sub_blocks.bytes * sub_blocks.count,
                 units * 64 * K,
@@ -219,10 +223,6 @@ mod tests {
             assert!(sub_blocks.count <= SUB_BLOCKS_MAX);
         }
         assert_eq!(SubBlocks::of(BlockSize::DEFAULT).count, 16);
-    }
-
-    fn partial_size(bytes: u64) -> BlockSize {
-        BlockSize::new(bytes).unwrap_or(BlockSize::DEFAULT)
     }
 
     #[test]
