@@ -10,6 +10,7 @@ pub mod model;
 pub mod ops;
 mod prng;
 pub mod runs;
+pub mod setup;
 pub mod sim;
 
 pub use prng::Prng;

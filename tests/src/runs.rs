@@ -89,11 +89,24 @@ impl Family {
     }
 }
 
-/// Runs one seed, and says how to repeat it should it fail.
+/// Runs `count` seeds from `first` on. Whether it did, and not the one of the environment alone.
 ///
 /// # Panics
 /// When `run` does.
-pub fn each_seed(test: &str, seed: u64, operations: u64, run: impl FnOnce()) {
+pub fn seeds(first: u64, count: u64, test: &str, mut run: impl FnMut(Prng)) -> bool {
+    let alone = from_environment("THINPOOL_SEED");
+    let seeds = match alone {
+        Some(seed) => seed..seed + 1,
+        None => first..first + count,
+    };
+    for seed in seeds {
+        each_seed(test, seed, 0, || run(Prng::new(seed)));
+    }
+    alone.is_none()
+}
+
+/// Runs one seed, and says how to repeat it should it fail.
+fn each_seed(test: &str, seed: u64, operations: u64, run: impl FnOnce()) {
     if let Err(cause) = catch_unwind(AssertUnwindSafe(run)) {
         eprintln!(
             "to repeat: THINPOOL_SEED={seed} THINPOOL_OPS={operations} \

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use pool::{DeviceName, Error, ErrorKind, Identity, Mode, NewDevice, Pool, ThinDevice, Zeroing};
+use pool::{DeviceName, Error, ErrorKind, Mode, Pool, ThinDevice, Zeroing};
 use tests::Prng;
 use tests::executor::{Task, block_on, block_on_thread, run};
 use tests::history::History;
-use tests::image::expect_sound;
-use tests::runs::each_seed;
-use tests::sim::{Fault, FaultKind, Geometry, Io, Machine, Shape, SimHost};
+use tests::runs::seeds;
+use tests::setup::{expect_true_space, geometry, new, read_all};
+use tests::sim::{Fault, Io, Machine, Shape, SimHost};
 
 const BLOCK: u64 = 65_536;
 const BLOCKS: u64 = 4;
@@ -44,23 +44,12 @@ fn volume(index: usize) -> DeviceName {
     DeviceName::volume(&format!("v{index}")).unwrap()
 }
 
-fn new(name: &DeviceName) -> NewDevice {
-    let identity = Identity {
-        uuid: format!("uuid of {name}"),
-        created: String::new(),
-    };
-    NewDevice {
-        name: name.clone(),
-        identity,
-    }
-}
-
 impl Run {
     fn new(machine: &Machine, may_fail: bool, may_be_full: bool) -> Self {
         let pool = machine.open().unwrap();
         for index in 0..VOLUMES {
             let size = BLOCKS * BLOCK;
-            block_on(pool.create_volume(new(&volume(index)), size, None)).unwrap();
+            block_on(pool.create_volume(new(volume(index)), size, None)).unwrap();
         }
         Run {
             pool,
@@ -179,15 +168,13 @@ impl Run {
     async fn data_errors(&self, machine: &Machine, mut prng: Prng, count: u64) {
         let device = self.pool.open_device(&volume(0)).unwrap();
         for _ in 0..count {
-            machine.power.set_fault(Some(Fault {
+            machine.power.set_faults([Fault {
                 after: prng.below(6),
-                io: Some([Io::DataRead, Io::DataWrite][prng.index(2)]),
-                kind: FaultKind::Failed,
-                is_sticky: false,
-            }));
+                ..Fault::once([Io::DataRead, Io::DataWrite][prng.index(2)])
+            }]);
             self.flush(&device, 0).await;
         }
-        machine.power.set_fault(None);
+        machine.power.set_faults([]);
     }
 
     async fn control(&self, mut prng: Prng, count: u64) {
@@ -305,39 +292,11 @@ impl Run {
     }
 }
 
-fn read_all(pool: &Arc<Pool<SimHost>>, name: &DeviceName) -> Vec<u8> {
-    let device = pool.open_device(name).unwrap();
-    let mut bytes = vec![0; usize::try_from(device.size()).unwrap()];
-    block_on(device.read(0, &mut bytes)).unwrap();
-    bytes
-}
-
-/// With nothing in flight, the pool's count of used blocks is what its metadata says.
-fn check_space(machine: &Machine, pool: &Arc<Pool<SimHost>>, data_blocks: u64) {
-    block_on(pool.reclaim()).unwrap();
-    block_on(pool.commit()).unwrap();
-    let used = expect_sound(&machine.metadata.image(), data_blocks);
-    assert_eq!(pool.status().data_used_bytes, used * BLOCK, "blocks used");
-}
-
-fn machine(prng: &mut Prng, data_blocks: u64) -> Machine {
-    let geometry = Geometry {
-        data_blocks,
-        metadata_blocks: 700,
-    };
-    let machine = Machine::new(geometry, prng.fork());
+/// A machine on which no two seeds wait alike.
+fn hesitant(prng: &mut Prng, data_blocks: u64) -> Machine {
+    let machine = Machine::new(geometry(data_blocks), prng.fork());
     machine.power.set_pauses(prng.below(4));
     machine
-}
-
-fn seeds(first: u64, count: u64, test: &str, run: impl Fn(Prng)) {
-    let seeds = match std::env::var("THINPOOL_SEED") {
-        Ok(seed) => seed.parse().unwrap()..=seed.parse().unwrap(),
-        Err(_) => first..=first + count - 1,
-    };
-    for seed in seeds {
-        each_seed(test, seed, 0, || run(Prng::new(seed)));
-    }
 }
 
 #[test]
@@ -347,11 +306,11 @@ fn interleaved_requests_follow_the_rules() {
         150,
         "interleaved_requests_follow_the_rules",
         |mut prng| {
-            let machine = machine(&mut prng, 600);
+            let machine = hesitant(&mut prng, 600);
             let shared = Run::new(&machine, false, false);
             run(shared.tasks(&mut prng, 40), &mut prng.fork());
             shared.check(&shared.pool, false);
-            check_space(&machine, &shared.pool, 600);
+            expect_true_space(&machine, &shared.pool);
         },
     );
 }
@@ -360,11 +319,11 @@ fn interleaved_requests_follow_the_rules() {
 fn a_full_pool_stays_true() {
     seeds(1000, 150, "a_full_pool_stays_true", |mut prng| {
         let blocks = 10 + prng.below(12);
-        let machine = machine(&mut prng, blocks);
+        let machine = hesitant(&mut prng, blocks);
         let shared = Run::new(&machine, false, true);
         run(shared.tasks(&mut prng, 40), &mut prng.fork());
         shared.check(&shared.pool, false);
-        check_space(&machine, &shared.pool, blocks);
+        expect_true_space(&machine, &shared.pool);
     });
 }
 
@@ -375,7 +334,7 @@ fn a_power_cut_under_load_loses_nothing_flushed() {
         400,
         "a_power_cut_under_load_loses_nothing_flushed",
         |mut prng| {
-            let machine = machine(&mut prng, 600);
+            let machine = hesitant(&mut prng, 600);
             let shared = Run::new(&machine, true, false);
             let power = &machine.power;
             power.cut_at(Some(power.changes() + prng.below(600)));
@@ -383,7 +342,7 @@ fn a_power_cut_under_load_loses_nothing_flushed() {
             let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
             let pool = survivor.open().unwrap();
             shared.check(&pool, true);
-            check_space(&survivor, &pool, 600);
+            expect_true_space(&survivor, &pool);
         },
     );
 }
@@ -398,7 +357,7 @@ fn data_errors_under_load_lose_nothing_flushed() {
         200,
         "data_errors_under_load_lose_nothing_flushed",
         |mut prng| {
-            let machine = machine(&mut prng, 600);
+            let machine = hesitant(&mut prng, 600);
             let shared = Run::new(&machine, true, false);
             let mut tasks = shared.tasks(&mut prng, 30);
             tasks.push(Box::pin(shared.data_errors(&machine, prng.fork(), 20)));
@@ -406,12 +365,12 @@ fn data_errors_under_load_lose_nothing_flushed() {
             if shared.pool.status().mode == Mode::Write {
                 unharmed.fetch_add(1, Ordering::Relaxed);
                 shared.check(&shared.pool, false);
-                check_space(&machine, &shared.pool, 600);
+                expect_true_space(&machine, &shared.pool);
             }
             let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
             let pool = survivor.open().unwrap();
             shared.check(&pool, true);
-            check_space(&survivor, &pool, 600);
+            expect_true_space(&survivor, &pool);
         },
     );
     let unharmed = unharmed.into_inner();
@@ -428,7 +387,7 @@ fn space_on_its_way_back_is_waited_for() {
         |mut prng| {
             // Two volumes fit exactly, if every discarded block can be used again.
             let blocks = VOLUMES as u64 * BLOCKS + 1;
-            let machine = machine(&mut prng, blocks);
+            let machine = hesitant(&mut prng, blocks);
             let shared = Run::new(&machine, false, false);
             let mut tasks: Vec<Task<'_>> = Vec::new();
             for index in 0..VOLUMES {
@@ -436,7 +395,7 @@ fn space_on_its_way_back_is_waited_for() {
             }
             run(tasks, &mut prng.fork());
             shared.check(&shared.pool, false);
-            check_space(&machine, &shared.pool, blocks);
+            expect_true_space(&machine, &shared.pool);
         },
     );
 }
@@ -444,7 +403,7 @@ fn space_on_its_way_back_is_waited_for() {
 #[test]
 fn real_threads_follow_the_rules() {
     seeds(4000, 8, "real_threads_follow_the_rules", |mut prng| {
-        let machine = machine(&mut prng, 600);
+        let machine = hesitant(&mut prng, 600);
         let shared = Run::new(&machine, false, false);
         std::thread::scope(|scope| {
             for index in 0..VOLUMES {
@@ -457,6 +416,6 @@ fn real_threads_follow_the_rules() {
             scope.spawn(move || block_on_thread(shared.control(prng, 60)));
         });
         shared.check(&shared.pool, false);
-        check_space(&machine, &shared.pool, 600);
+        expect_true_space(&machine, &shared.pool);
     });
 }

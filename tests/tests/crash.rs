@@ -3,17 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use pool::{DeviceName, Mode, Zeroing};
+use pool::{Mode, Zeroing};
 use tests::Prng;
 use tests::driver::Driver;
 use tests::ops::Op;
-use tests::sim::{Fault, FaultKind, Geometry, Io, Shape};
+use tests::setup::{geometry, name};
+use tests::sim::{Fault, FaultKind, Io, Shape};
 
 const BLOCK: u64 = 65_536;
-
-fn name(text: &str) -> DeviceName {
-    text.parse().unwrap()
-}
 
 fn create(text: &str, blocks: u64) -> Op {
     Op::Create {
@@ -166,11 +163,7 @@ fn filling() -> Vec<Op> {
 }
 
 fn driver(seed: u64) -> Driver {
-    let geometry = Geometry {
-        data_blocks: 12,
-        metadata_blocks: 600,
-    };
-    Driver::new(geometry, Prng::new(seed))
+    Driver::new(geometry(12), Prng::new(seed))
 }
 
 /// After whatever happened, the pool can be used as ever.
@@ -212,7 +205,7 @@ fn the_power_goes_at_every_change() {
 /// One run with one fault. Whether the fault was hit.
 fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
     let mut driver = driver(fault.after);
-    driver.machine.power.set_fault(Some(fault));
+    driver.machine.power.set_faults([fault]);
     let mut failed = false;
     for op in workload.iter().filter(|op| !matches!(op, Op::Reopen)) {
         if !driver.step_with_faults(op) {
@@ -222,7 +215,7 @@ fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
     }
     let hit = driver.machine.power.fault_hit();
     let mode = driver.pool().status().mode;
-    driver.machine.power.set_fault(None);
+    driver.machine.power.set_faults([]);
     match fault.io {
         Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush) if failed => {
             assert_eq!(mode, Mode::ReadOnly, "after {fault:?}");

@@ -2,49 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use pool::{DeviceName, Identity, NewDevice};
 use tests::Prng;
 use tests::executor::block_on;
-use tests::sim::{Fault, FaultKind, Geometry, Io, Machine, Shape};
+use tests::setup::{machine, name, new};
+use tests::sim::{Fault, Io, Shape};
 
 const BLOCK: u64 = 65_536;
-
-fn new(text: &str) -> NewDevice {
-    NewDevice {
-        name: text.parse().unwrap(),
-        identity: Identity {
-            uuid: format!("uuid of {text}"),
-            created: String::new(),
-        },
-    }
-}
-
-fn name(text: &str) -> DeviceName {
-    text.parse().unwrap()
-}
-
-fn machine() -> Machine {
-    let geometry = Geometry {
-        data_blocks: 12,
-        metadata_blocks: 600,
-    };
-    Machine::new(geometry, Prng::new(1))
-}
 
 /// The catalog line that a deletion is complete could not be written. The deleted device's id was
 /// given to the next one, which was then deleted in its place.
 #[test]
 fn an_id_is_not_given_anew_while_its_deletion_is_noted() {
-    let machine = machine();
+    let machine = machine(12);
     let pool = machine.open().unwrap();
     block_on(pool.create_volume(new("old"), 2 * BLOCK, None)).unwrap();
     block_on(pool.remove(&name("old"))).unwrap();
-    machine.power.set_fault(Some(Fault {
-        after: 0,
-        io: Some(Io::CatalogWrite),
-        kind: FaultKind::Failed,
-        is_sticky: false,
-    }));
+    machine.power.set_faults([Fault::once(Io::CatalogWrite)]);
     assert!(
         block_on(pool.reclaim()).is_err(),
         "the catalog could not be written"
@@ -68,7 +41,7 @@ fn an_id_is_not_given_anew_while_its_deletion_is_noted() {
 /// place.
 #[test]
 fn a_commit_covers_writes_in_place() {
-    let machine = machine();
+    let machine = machine(12);
     let pool = machine.open().unwrap();
     block_on(pool.create_volume(new("v"), 2 * BLOCK, None)).unwrap();
     let device = pool.open_device(&name("v")).unwrap();

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use pool::{DeviceName, Identity, NewDevice};
 use tests::Prng;
 use tests::executor::block_on;
 use tests::image::expect_sound;
+use tests::setup::{geometry, name, new};
 use tests::sim::{Geometry, Machine};
 
 const BLOCK: u64 = 65_536;
@@ -13,24 +13,14 @@ const BLOCK: u64 = 65_536;
 const BLOCKS: u64 = 1024;
 const DATA_BLOCKS: u64 = 6000;
 
-fn new(name: &str) -> NewDevice {
-    NewDevice {
-        name: name.parse().unwrap(),
-        identity: Identity {
-            uuid: format!("uuid of {name}"),
-            created: String::new(),
-        },
-    }
-}
-
 /// Volumes whose leaves are shared and whose data blocks lie anywhere: the changes of two chunks
 /// stay below what `pool/src/room.rs` allows them, which is 64 blocks a chunk, a fiftieth of the data
 /// blocks in use for overflow counts, 64 whatever changes, and the bitmap.
 #[test]
 fn a_commit_needs_no_more_than_its_changes_are_granted() {
     let geometry = Geometry {
-        data_blocks: DATA_BLOCKS,
         metadata_blocks: 2000,
+        ..geometry(DATA_BLOCKS)
     };
     let machine = Machine::new(geometry, Prng::new(1));
     let pool = machine.open().unwrap();
@@ -38,7 +28,7 @@ fn a_commit_needs_no_more_than_its_changes_are_granted() {
     block_on(pool.create_volume(new("v0"), BLOCKS * BLOCK, None)).unwrap();
     let mut most = 0;
     for round in 0..8 {
-        let name: DeviceName = format!("v{round}").parse().unwrap();
+        let name = name(&format!("v{round}"));
         let volume = pool.open_device(&name).unwrap();
         let mut blocks: Vec<u64> = (0..BLOCKS).collect();
         for index in 0..blocks.len() {
@@ -61,8 +51,8 @@ fn a_commit_needs_no_more_than_its_changes_are_granted() {
         );
         most = most.max(needed);
         let next = format!("v{}", round + 1);
-        block_on(pool.create_snapshots(vec![new(&format!("v{round}@s"))])).unwrap();
-        block_on(pool.clone_device(&name, new(&next))).unwrap();
+        block_on(pool.create_snapshots(vec![new(format!("v{round}@s"))])).unwrap();
+        block_on(pool.clone_device(&name, new(next))).unwrap();
     }
     expect_sound(&machine.metadata.image(), DATA_BLOCKS);
     eprintln!("{most} metadata blocks written by the largest commit");

@@ -7,8 +7,9 @@
 //!
 //! - the power goes at the n-th change of a store, which may happen in part; everything fails from
 //!   then on ([`Power::cut_at`]);
-//! - the n-th I/O fails, once or from then on ([`Fault`]); a failed write may have happened in part,
-//!   a failed sync loses for good some of what it covered.
+//! - the n-th I/O of a kind fails, once or from then on ([`Fault`]), of several kinds at a time if
+//!   need be; a failed write may have happened in part, a failed sync loses for good some of what it
+//!   covered.
 //!
 //! The code under test must survive all of it with what its contract promises.
 

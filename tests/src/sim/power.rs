@@ -59,6 +59,30 @@ pub struct Fault {
     pub is_sticky: bool,
 }
 
+impl Fault {
+    /// The next I/O of this kind fails.
+    pub fn once(io: Io) -> Self {
+        Fault {
+            after: 0,
+            io: Some(io),
+            kind: FaultKind::Failed,
+            is_sticky: false,
+        }
+    }
+
+    /// Every I/O of this kind fails from now on.
+    pub fn lasting(io: Io) -> Self {
+        Fault {
+            is_sticky: true,
+            ..Fault::once(io)
+        }
+    }
+
+    fn concerns(&self, io: Io) -> bool {
+        self.io.is_none_or(|wanted| wanted == io)
+    }
+}
+
 /// What becomes of an I/O.
 pub(super) enum Verdict {
     Go,
@@ -71,17 +95,35 @@ struct State {
     changes: u64,
     cut_at: Option<u64>,
     is_off: bool,
-    fault: Option<Fault>,
+    faults: Vec<Fault>,
     fault_hit: bool,
     data_sync_failed: bool,
     pauses: u64,
 }
 
-/// A cut and a failure that are to come.
-#[derive(Clone, Copy, Debug)]
+impl State {
+    /// The error an I/O fails with, if a failure is due. If none is, it counts as one that succeeds.
+    fn fault(&mut self, io: Io) -> Option<FaultKind> {
+        let is_due = |fault: &Fault| fault.concerns(io) && fault.after == 0;
+        let Some(index) = self.faults.iter().position(is_due) else {
+            let concerned = self.faults.iter_mut().filter(|fault| fault.concerns(io));
+            concerned.for_each(|fault| fault.after -= 1);
+            return None;
+        };
+        let fault = self.faults[index];
+        if !fault.is_sticky {
+            self.faults.remove(index);
+        }
+        self.fault_hit = true;
+        Some(fault.kind)
+    }
+}
+
+/// A cut and failures that are to come.
+#[derive(Debug)]
 pub struct Plan {
     cut_at: Option<u64>,
-    fault: Option<Fault>,
+    faults: Vec<Fault>,
 }
 
 /// What the stores of a machine share.
@@ -98,7 +140,7 @@ impl Power {
             changes: 0,
             cut_at: None,
             is_off: false,
-            fault: None,
+            faults: Vec::new(),
             fault_hit: false,
             data_sync_failed: false,
             pauses: 0,
@@ -125,10 +167,10 @@ impl Power {
         self.0.lock().changes
     }
 
-    /// Arranges a failure, or none.
-    pub fn set_fault(&self, fault: Option<Fault>) {
+    /// Arranges these failures, and no others any more.
+    pub fn set_faults(&self, faults: impl IntoIterator<Item = Fault>) {
         let mut state = self.0.lock();
-        state.fault = fault;
+        state.faults = faults.into_iter().collect();
         state.fault_hit = false;
     }
 
@@ -137,7 +179,7 @@ impl Power {
         let mut state = self.0.lock();
         Plan {
             cut_at: state.cut_at.take(),
-            fault: state.fault.take(),
+            faults: std::mem::take(&mut state.faults),
         }
     }
 
@@ -145,10 +187,10 @@ impl Power {
     pub fn resume(&self, plan: Plan) {
         let mut state = self.0.lock();
         state.cut_at = plan.cut_at;
-        state.fault = plan.fault;
+        state.faults = plan.faults;
     }
 
-    /// Whether the arranged failure has happened.
+    /// Whether an arranged failure has happened.
     pub fn fault_hit(&self) -> bool {
         self.0.lock().fault_hit
     }
@@ -199,26 +241,14 @@ impl Power {
         if io == Io::DataSync && state.data_sync_failed {
             return Verdict::Fail(io::Error::other("an earlier sync failed"));
         }
-        if let Some(mut fault) = state.fault
-            && fault.io.is_none_or(|wanted| wanted == io)
-        {
-            let fails = fault.after == 0;
-            fault.after = fault.after.saturating_sub(1);
-            state.fault = if fails && !fault.is_sticky {
-                None
-            } else {
-                Some(fault)
-            };
-            if fails {
-                state.fault_hit = true;
-                state.data_sync_failed |= io == Io::DataSync;
-                return Verdict::Fail(match fault.kind {
-                    FaultKind::Failed => io::Error::from_raw_os_error(5),
-                    FaultKind::StorageFull => io::ErrorKind::StorageFull.into(),
-                });
-            }
-        }
-        Verdict::Go
+        let Some(kind) = state.fault(io) else {
+            return Verdict::Go;
+        };
+        state.data_sync_failed |= io == Io::DataSync;
+        Verdict::Fail(match kind {
+            FaultKind::Failed => io::Error::from_raw_os_error(5),
+            FaultKind::StorageFull => io::ErrorKind::StorageFull.into(),
+        })
     }
 
     /// Fails an I/O in progress when the power went meanwhile.
