@@ -83,8 +83,8 @@ fn expect_not_durable<T: Debug>(outcome: Result<T, Error>) {
     );
 }
 
-/// A flush asks whether its commit has left the volume out. By then later commits may have begun,
-/// or covered what that one did not.
+/// A flush asks whether its commit has left the volume out. By then later commits may have left it
+/// out as well, or covered what that one did not.
 #[test]
 fn a_flush_overtaken_by_later_commits_tells_the_truth() {
     let (mut durable, mut refused) = (0, 0);
@@ -94,7 +94,7 @@ fn a_flush_overtaken_by_later_commits_tells_the_truth() {
         let (a, b) = (scene.open("a"), scene.open("b"));
         scene.write_twos();
         let power = &scene.machine.power;
-        power.set_faults([Fault::once(Io::DataRead)]);
+        power.set_faults(vec![Fault::once(Io::DataRead); 1 + prng.index(3)]);
         power.set_pauses(3);
         let mut survivor = None;
         let mut tasks: Vec<Task<'_>> = Vec::new();
