@@ -14,7 +14,6 @@ mod loops;
 pub mod ublk;
 #[cfg(feature = "ublk")]
 pub mod ublk;
-mod uncommitted;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -91,8 +90,6 @@ struct State {
     mount: Option<FuseMount<FileHost>>,
     /// Read when first needed.
     block_devices: Option<BlockDevices>,
-    /// Whether it is kept up to date what would be lost with this daemon.
-    keeps_mark: bool,
     /// By thin id, which renaming does not change.
     attached: BTreeMap<u32, Attached>,
 }
@@ -138,8 +135,7 @@ impl Attachments {
     }
 
     /// Takes over the block devices that a daemon before this one left. One that cannot be taken over
-    /// is told in the log, and waits on. Writable ones are ended instead when that daemon died with
-    /// writes that it had acknowledged and not committed.
+    /// is told in the log, and waits on.
     ///
     /// # Errors
     /// When it cannot be told which there are.
@@ -151,21 +147,7 @@ impl Attachments {
         if leftovers.is_empty() {
             return Ok(());
         }
-        let is_lost = |leftover: &Leftover| !leftover.read_only();
-        let (lost, whole): (Vec<_>, Vec<_>) = if uncommitted::were_lost(&self.runtime_dir) {
-            leftovers.into_iter().partition(is_lost)
-        } else {
-            (Vec::new(), leftovers)
-        };
-        let mut all_ended = true;
-        for leftover in lost {
-            all_ended &= self.give_up(&mut state, service, leftover).await;
-        }
-        // Otherwise the mark stays, for the next daemon to try again.
-        if all_ended {
-            self.keep_mark(&mut state, service)?;
-        }
-        for leftover in whole {
+        for leftover in leftovers {
             let path = leftover.path();
             let recovered = self.recover_one(&mut state, service, leftover).await;
             let device = path.display();
@@ -174,37 +156,6 @@ impl Attachments {
                 Ok(None) => tracing::info!("{device}: is no more"),
                 Err(cause) => tracing::error!("{device} waits on: {cause}"),
             }
-        }
-        Ok(())
-    }
-
-    /// Ends a block device that lacks what its file system believes to be there. Whether it has.
-    async fn give_up(&self, state: &mut State, service: &PoolService, leftover: Leftover) -> bool {
-        let info = volume_of(service, &leftover);
-        let path = leftover.path();
-        let give_up = move |blocks: &mut BlockDevices| blocks.give_up(&leftover);
-        let ended = self.with_blocks(state, give_up).await;
-        let device = path.display();
-        if let Err(cause) = ended.and_then(|ended| ended) {
-            tracing::error!("{device} waits on: {cause}");
-            return false;
-        }
-        let name = info.map_or_else(String::new, |info| {
-            self.held.lock().remove(&info.id);
-            info.name.to_string()
-        });
-        tracing::error!(
-            "{device} ({name}): ended, since the daemon died with writes that were not committed; \
-             unmount it, attach it again, and check its file system, as after a power cut"
-        );
-        true
-    }
-
-    /// From now on a mark tells the next daemon whether this one has lost writes by dying.
-    fn keep_mark(&self, state: &mut State, service: &PoolService) -> Result<(), CallError> {
-        if !state.keeps_mark {
-            uncommitted::keep(&self.runtime_dir, &service.pool)?;
-            state.keeps_mark = true;
         }
         Ok(())
     }
@@ -313,7 +264,6 @@ impl Attachments {
     ) -> Result<Attached, CallError> {
         prepare_runtime_dir(&self.runtime_dir, &self.pool_dir)
             .map_err(|cause| CallError::io(self.runtime_dir.display(), &cause))?;
-        self.keep_mark(state, service)?;
         let thin = service.open_device(&request.name)?;
         let read_only = thin.read_only();
         let (volume, mountpoint) = (info.uuid.clone(), request.mount.clone());
@@ -545,7 +495,6 @@ impl Attachments {
 
     /// What is still in use stays; the next daemon takes it over.
     fn remove_runtime_dir(&self) {
-        uncommitted::forget(&self.runtime_dir);
         let removed = fs::remove_dir(self.runtime_dir.join("fuse"))
             .and_then(|()| fs::remove_file(self.runtime_dir.join(POOL_LINK)))
             .and_then(|()| fs::remove_dir(&self.runtime_dir));

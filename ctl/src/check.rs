@@ -23,8 +23,8 @@ use crate::protocol::{
 };
 use crate::service::{PoolService, ProgressSink};
 
-/// Bits of the superblock's `incompat_flags` that are ours: none so far.
-const ALLOWED_INCOMPAT: u32 = 0;
+/// Bits of the superblock's `incompat_flags` that are ours.
+const ALLOWED_INCOMPAT: u32 = pool::INCOMPAT_LOG;
 
 /// How often a check starts anew because the catalog changed between commit and reading it.
 const ATTEMPTS_MAX: u32 = 20;

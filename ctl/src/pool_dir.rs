@@ -3,6 +3,7 @@
 //! ```text
 //! pool.toml      version, uuid, where the stores are, options; written last, so it makes the pool
 //! catalog        names, sizes, lineage
+//! log            the intent log, while a pool is open or was not closed
 //! metadata       dm-thin metadata, unless it is elsewhere
 //! data           data blocks, unless they are elsewhere
 //! control.sock   while a daemon serves the pool
@@ -23,6 +24,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use pool::FileCatalog;
+use reactor::FileLog;
 use serde::{Deserialize, Serialize};
 
 pub use create::{StoreRequest, adopt, existing_origin, extend_file, init};
@@ -138,6 +140,17 @@ impl PoolDir {
     /// The catalog.
     pub fn catalog(&self) -> FileCatalog {
         catalog_in(&self.path)
+    }
+
+    /// The intent log.
+    ///
+    /// # Errors
+    /// When it cannot be told which boot this is.
+    pub fn log(&self) -> Result<FileLog, CallError> {
+        let stores = [self.metadata_path(), self.data_path()];
+        let path = self.path.join("log");
+        FileLog::new(&path, &[&stores[0], &stores[1]])
+            .map_err(|cause| CallError::io(path.display(), &cause))
     }
 
     /// The last component of the path, which names the pool in exports and metrics.

@@ -78,6 +78,7 @@ impl PoolService {
             metadata: Arc::new(metadata),
             data,
             catalog: Box::new(dir.catalog()),
+            log: Box::new(dir.log()?),
         };
         let options = OpenOptions {
             read_only: access == Access::Read,
@@ -86,6 +87,20 @@ impl PoolService {
         };
         let pool = Pool::open(Arc::new(host), stores, options)
             .map_err(|cause| CallError::pool(&dir.path, &cause))?;
+        if pool.replayed_records() > 0 {
+            tracing::warn!(
+                "{}: was not closed; {} changes were replayed from its intent log",
+                dir.path.display(),
+                pool.replayed_records()
+            );
+        }
+        if pool.has_lost_writes() {
+            tracing::error!(
+                "{}: a sync of its data store had failed; what was written after the last commit is lost, as \
+                 after a power cut: check the file systems on its volumes",
+                dir.path.display()
+            );
+        }
         let attachments = Attachments::new(&dir);
         Ok(PoolService {
             dir,

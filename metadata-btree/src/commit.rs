@@ -21,6 +21,7 @@
 //! case nothing more is written and the transaction is poisoned. Views keep the version they have:
 //! its blocks are intact, since freed ones are not reused without a commit.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::block::{Block, BlockNr};
@@ -45,7 +46,7 @@ impl Transaction {
     /// Makes all changes durable, all or nothing: they are the last commit when this returns.
     ///
     /// `superblock` gets the new space maps and returns the new block 0, which is sealed and
-    /// written here, last. Data that the metadata speaks of must be durable before the call.
+    /// written here, last; unless it fails. Data that the metadata speaks of must be durable before the call.
     ///
     /// # Errors
     /// [`Error::OutOfMetadataSpace`], or any failure to read, write or flush. The transaction is
@@ -53,7 +54,7 @@ impl Transaction {
     /// this one may have become the last.
     pub fn commit(
         &mut self,
-        superblock: impl FnOnce(&SpaceMapRoots) -> Block,
+        superblock: impl FnOnce(&SpaceMapRoots) -> io::Result<Block>,
     ) -> Result<(), Error> {
         self.check_alive()?;
         self.committing = true;
@@ -65,7 +66,7 @@ impl Transaction {
 
     fn make_durable(
         &mut self,
-        superblock: impl FnOnce(&SpaceMapRoots) -> Block,
+        superblock: impl FnOnce(&SpaceMapRoots) -> io::Result<Block>,
     ) -> Result<(), Error> {
         let mut written = Vec::new();
         if self.has_changes() {
@@ -77,7 +78,11 @@ impl Transaction {
         }
         self.flush()?;
         let roots = self.roots();
-        let mut block = superblock(&roots);
+        let mut block = superblock(&roots).map_err(|source| Error::Io {
+            nr: None,
+            op: "prepare the commit of",
+            source,
+        })?;
         BlockKind::Superblock.seal(&mut block, SUPERBLOCK);
         write(&self.reader.store, SUPERBLOCK, &block)?;
         self.flush()?;

@@ -91,7 +91,7 @@ pub enum Error {
     Io {
         /// The block concerned, if one was.
         nr: Option<BlockNr>,
-        /// What was tried: "read", "write", "flush" or "measure".
+        /// What was tried: "read", "write", "flush", "measure" or "prepare the commit of".
         op: &'static str,
         /// The store's own error.
         source: io::Error,

@@ -37,7 +37,7 @@
 //! let mut committed = None;
 //! tx.commit(|roots: &SpaceMapRoots| {
 //!     committed = Some(*roots); // A real superblock keeps these, and the tree's root.
-//!     Block::zeroed()
+//!     Ok(Block::zeroed())
 //! })?;
 //! drop(tx);
 //!

@@ -52,6 +52,18 @@ impl DataAllocator {
         self.add_free(added);
     }
 
+    /// Takes this block, if it is free. To be called before any run is drawn.
+    pub(crate) fn take_this(&mut self, block: DataBlock) -> bool {
+        if block.0 >= self.total {
+            return false;
+        }
+        let (index, mask) = place(block);
+        let is_free = self.taken[index] & mask == 0;
+        self.taken[index] |= mask;
+        self.free -= u64::from(is_free);
+        is_free
+    }
+
     /// Takes a block that is ready.
     pub(crate) fn take(&mut self) -> Option<DataBlock> {
         let block = self.ready.next()?;
@@ -67,10 +79,8 @@ impl DataAllocator {
     /// Draws a run of at most `max` free blocks, to be made ready or put back. They count as free.
     pub(crate) fn draw(&mut self, max: u64) -> Option<Range<u64>> {
         let count = self.taken.len();
-        let found = (0..count).map(|step| (self.cursor + step) % count);
-        let index = found
-            .into_iter()
-            .find(|index| self.taken[*index] != u64::MAX)?;
+        let mut found = (0..count).map(|step| (self.cursor + step) % count);
+        let index = found.find(|index| self.taken[*index] != u64::MAX)?;
         self.cursor = index;
         let bits = self.taken[index];
         let first = bits.trailing_ones();

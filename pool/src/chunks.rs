@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::backlog::Waiting;
 use crate::metadata::Change;
-use crate::room::Waiting;
 use crate::trees::Mapping;
 use crate::units::{DataBlock, VirtualBlock};
 
@@ -90,6 +90,14 @@ pub(crate) struct Replaced {
     pub(crate) before: Option<Mapping>,
     /// Its block, when no commit has ever seen it: no tree will give it back.
     pub(crate) never_collected: Option<DataBlock>,
+}
+
+/// What became of changes that no commit took.
+pub(crate) struct PutBack {
+    /// They wait for the next.
+    pub(crate) kept: Vec<Change>,
+    /// Data blocks whose mapping has been changed again since: no tree will give them back.
+    pub(crate) superseded: Vec<DataBlock>,
 }
 
 /// Changes of one device, taken for a commit.
@@ -207,36 +215,37 @@ impl ChunkMap {
         collected
     }
 
-    /// Marks what was collected for a commit that did not come about. Returns data blocks whose
-    /// mapping has been changed again since: no tree will give them back.
-    pub(crate) fn put_back(&self, collected: Collected) -> Vec<DataBlock> {
-        let mut superseded = Vec::new();
-        for changes in collected
-            .changes
-            .chunk_by(|(block, _), (next, _)| chunk_of(*block) == chunk_of(*next))
-        {
-            let index = chunk_of(changes[0].0);
-            let Some(chunk) = self.loaded.read().get(&index).map(Arc::clone) else {
-                unreachable!("chunk {index} is pinned but not loaded")
-            };
+    /// Marks what was collected for a commit that did not come about.
+    pub(crate) fn put_back(&self, collected: Collected) -> PutBack {
+        let mut put_back = PutBack {
+            kept: Vec::new(),
+            superseded: Vec::new(),
+        };
+        let is_neighbour =
+            |(one, _): &Change, (next, _): &Change| chunk_of(*one) == chunk_of(*next);
+        let by_chunk = collected.changes.chunk_by(is_neighbour);
+        for (changes, chunk) in by_chunk.zip(collected.pinned) {
             let mut changed = chunk.changed.lock();
             let clean = changed.iter().all(|word| *word == 0);
             for (block, mapping) in changes {
                 let slot = slot_of(*block);
                 let mask = 1u64 << (slot % 64);
-                if changed[slot / 64] & mask != 0 {
-                    superseded.extend(mapping.map(|mapping| mapping.block));
+                if changed[slot / 64] & mask == 0 {
+                    put_back.kept.push((*block, *mapping));
+                } else {
+                    let superseded = mapping.map(|mapping| mapping.block);
+                    put_back.superseded.extend(superseded);
                 }
                 changed[slot / 64] |= mask;
             }
             // The collection's pin becomes that of the marks, unless they have one.
             if clean {
-                self.changed.lock().insert(index);
+                self.changed.lock().insert(chunk_of(changes[0].0));
             } else {
                 chunk.pins.fetch_sub(1, Ordering::Release);
             }
         }
-        superseded
+        put_back
     }
 
     /// Drops up to `wanted` chunks that have not been used since the last time around.

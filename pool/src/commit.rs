@@ -5,13 +5,14 @@
 //! 1. Take the writer: one commit at a time. Whoever waited for it looks first whether the commit
 //!    before already covered what he needs; so all flushes that arrive while one commit runs are
 //!    served by the next.
-//! 2. Number the commit and collect what changed in memory. From here on new changes belong to the
-//!    next commit.
+//! 2. Number the commit, begin a generation of the intent log, and collect what changed in memory.
+//!    From here on new changes belong to the next commit.
 //! 3. Fill in the blocks that are only partly there (`partial.rs`). A device for which that fails is
-//!    left out: its changes are marked again for the next commit, and its flushes fail meanwhile.
+//!    left out: its changes are marked and recorded again for the next commit, and its flushes fail
+//!    meanwhile.
 //! 4. Sync the data store, so that what the collected mappings point to is stable.
-//! 5. Away from the caller's thread: catalog lines, changes into the trees, metadata blocks, sync,
-//!    superblock, sync.
+//! 5. Away from the caller's thread: catalog lines, changes into the trees, metadata blocks, sync; an
+//!    entry in the intent log that says which of its records this superblock lacks; superblock, sync.
 //! 6. Publish: readers load from the new commit, its number is complete, blocks that lost their
 //!    last mapping wait for their epoch.
 //!
@@ -26,21 +27,21 @@
 //! could have begun has drained (`epoch.rs`); only then is its space given back to the data store
 //! and the block handed out again (invariant 2).
 //!
-//! The intent log (one sync of a small log in place of step 5 for most flushes) will stand between
-//! steps 4 and 5: it takes what step 2 collected.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use crate::backlog::ChangePermit;
 use crate::chunks::Collected;
 use crate::device::{Device, LeftOut};
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::info::Mode;
-use crate::metadata::{self, COUNTS_A_BITMAP};
+use crate::log::{self, Intent, LogPermit, Record, log_error};
+use crate::metadata::{self, COUNTS_A_BITMAP, Change};
 use crate::partial::Partial;
 use crate::pool::Pool;
-use crate::room::{Space, Waiting};
+use crate::room::Space;
 use crate::sync::Held;
 use crate::units::ThinId;
 use crate::writer::{Control, Writer};
@@ -52,7 +53,6 @@ pub(crate) struct Begun<D> {
     /// From devices that the operation ends, and whose blocks cannot be filled in: dropped if it
     /// succeeds.
     abandoned: Vec<Part<D>>,
-    waiting: Waiting,
     /// No collected mapping is younger.
     time: u32,
 }
@@ -82,8 +82,7 @@ impl<H: Host> Pool<H> {
     /// Makes everything done so far durable. Cheap when nothing changed. After a failed commit it
     /// fails too, and while a volume's blocks cannot be filled in.
     pub async fn commit(self: &Arc<Self>) -> Result<(), Error> {
-        let changed = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0
-            || self.check_all_covered().is_err();
+        let changed = self.backlog.has_untried() || self.check_all_covered().is_err();
         let mut committed = Ok(());
         if changed || self.counters.has_unsynced_writes() || self.commits.has_unfinished() {
             committed = self.commit_everything().await;
@@ -98,7 +97,7 @@ impl<H: Host> Pool<H> {
         self.check_all_covered()
     }
 
-    fn check_all_covered(&self) -> Result<(), Error> {
+    pub(crate) fn check_all_covered(&self) -> Result<(), Error> {
         let table = self.table.read();
         let mut devices = table.devices.values();
         devices.try_for_each(|device| device.check_covered(0))
@@ -118,43 +117,82 @@ impl<H: Host> Pool<H> {
     }
 
     /// Step 3. Makes the blocks whole that a commit's mappings name.
-    async fn fill_in(&self, begun: &mut Begun<H::Data>) {
-        let mut left_out = Waiting::default();
+    async fn fill_in(&self, begun: &mut Begun<H::Data>) -> Result<(), Error> {
         for part in std::mem::take(&mut begun.parts) {
-            match self.complete_all(&part.device, &part.partial).await {
+            let filled = self.complete_all(&part.device, &part.partial).await;
+            // What stops the pool is no matter of one device.
+            self.check_changeable()?;
+            match filled {
                 Ok(()) => begun.parts.push(part),
-                Err(_) if part.ends => begun.abandoned.push(part),
+                Err(_) if part.ends => {
+                    // In case the device stays after all.
+                    self.carry(&mut self.log.stop(), &part.device, &part.collected.changes)?;
+                    begun.abandoned.push(part);
+                }
                 Err(cause) => {
-                    left_out.add(part.collected.waiting());
-                    self.leave_out(begun.number, part, cause.to_string());
+                    self.leave_out(begun.number, part, cause.to_string())?;
                 }
             }
         }
-        self.counters.set_left_out(left_out);
+        Ok(())
     }
 
     /// Leaves to the next commit what this one collected from a device.
-    fn leave_out(&self, number: u64, part: Part<H::Data>, reason: String) {
+    fn leave_out(&self, number: u64, part: Part<H::Data>, reason: String) -> Result<(), Error> {
         let device = part.device;
         *device.left_out.lock() = Some(LeftOut {
             commit: number,
             reason,
         });
         device.durable_with.fetch_max(number + 1, Ordering::SeqCst);
-        let superseded = device.chunks.put_back(part.collected);
-        for block in &superseded {
+        self.backlog.leave_out(part.collected.waiting());
+        let mut stopped = self.log.stop();
+        let put_back = device.chunks.put_back(part.collected);
+        let carried = self.carry(&mut stopped, &device, &put_back.kept);
+        drop(stopped);
+        for block in &put_back.superseded {
             self.forget_partial(&device, *block);
         }
-        self.epochs.retire(superseded);
+        self.epochs.retire(put_back.superseded);
+        carried
+    }
+
+    /// Takes over changes into the generation that the commit will not end.
+    fn carry(
+        &self,
+        log: &mut log::Stopped<'_>,
+        device: &Device<H::Data>,
+        changes: &[Change],
+    ) -> Result<(), Error> {
+        for (at, mapping) in changes {
+            let intent = match *mapping {
+                None => Intent::Unmap,
+                Some(mapping) => {
+                    Intent::map(mapping, device.partials.get(mapping.block).as_deref())
+                }
+            };
+            let record = Record {
+                device: device.id,
+                at: *at,
+                intent,
+            };
+            log.carry(&record).map_err(log_error)?;
+        }
+        Ok(())
     }
 
     /// Drops the changes of abandoned devices, or keeps them when the operation was not done.
-    fn settle_abandoned(&self, number: u64, abandoned: Vec<Part<H::Data>>, is_done: bool) {
+    fn settle_abandoned(
+        &self,
+        number: u64,
+        abandoned: Vec<Part<H::Data>>,
+        is_done: bool,
+    ) -> Result<(), Error> {
         for mut part in abandoned {
             if !is_done {
-                self.counters.wait(part.collected.waiting());
-                let reason = "it was to be removed, and could not be".to_owned();
-                self.leave_out(number, part, reason);
+                let reason = "blocks of it could not be filled in when it was to be removed or rolled \
+                              back, and that failed; overwriting or discarding them whole helps";
+                self.leave_out(number, part, reason.to_owned())?;
                 continue;
             }
             // No tree has ever named the blocks that these changes would have put in.
@@ -163,12 +201,15 @@ impl<H: Host> Pool<H> {
             self.epochs.retire(blocks.collect());
             part.collected.unpin();
         }
+        Ok(())
     }
 
     /// Step 2. The caller holds the writer.
     pub(crate) fn begin_commit(&self) -> Begun<H::Data> {
+        let mut log = self.log.stop();
+        log.begin_generation();
         let number = self.commits.start();
-        let waiting = self.counters.waiting();
+        self.backlog.begin_commit();
         let devices: Vec<_> = self.table.read().devices.values().map(Arc::clone).collect();
         let mut parts = Vec::new();
         for device in devices {
@@ -189,7 +230,6 @@ impl<H: Host> Pool<H> {
             number,
             parts,
             abandoned: Vec::new(),
-            waiting,
             time: self.time.load(Ordering::Acquire),
         }
     }
@@ -221,9 +261,8 @@ impl<H: Host> Pool<H> {
         control: Option<Control>,
         publish: impl FnOnce() + Send,
     ) -> Result<Result<(), Error>, Error> {
-        self.fill_in(&mut begun).await;
+        self.fill_in(&mut begun).await?;
         self.sync_writes().await?;
-        self.counters.no_longer_waiting(begun.waiting);
         let mut changes = Vec::new();
         let mut covered = Vec::new();
         for mut part in begun.parts {
@@ -231,12 +270,14 @@ impl<H: Host> Pool<H> {
             changes.push((part.device.id, collected));
             covered.push((part.device, part.collected));
         }
-        if changes.is_empty() && control.is_none() {
+        if changes.is_empty() && control.is_none() && !self.log.is_wanted() {
+            let superblock = writer.metadata.superblock().block();
+            self.log.prepare(&superblock).map_err(log_error)?;
+            self.backlog.end_commit();
             self.commits.complete(begun.number);
-            self.watch.committed(|| self.counters.has_uncommitted());
             return Ok(Ok(()));
         }
-        let (writer, done) = self
+        let (mut writer, done) = self
             .host
             .offload(move || {
                 let done = writer.commit(&changes, begun.time, control);
@@ -249,23 +290,27 @@ impl<H: Host> Pool<H> {
         for (device, _) in &covered {
             *device.left_out.lock() = None;
         }
+        self.settle_abandoned(begun.number, begun.abandoned, done.control.is_ok())?;
         self.commits.complete(begun.number);
         for (_, collected) in covered {
             collected.unpin();
         }
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.epochs.retire(done.freed);
-        self.settle_abandoned(begun.number, begun.abandoned, done.control.is_ok());
         if done.control.is_ok() {
             publish();
         }
-        self.watch.committed(|| self.counters.has_uncommitted());
-        self.note_metadata_space(writer);
+        if self.check_all_covered().is_ok() {
+            self.epochs.retire(self.replayed.take_superseded());
+        }
+        self.note_metadata_space(&mut writer);
+        // Not before: what is admitted meanwhile must find room beside what this commit needed.
+        self.backlog.end_commit();
         Ok(done.control)
     }
 
-    /// Sees how much metadata is left, and lets the writer go.
-    pub(crate) fn note_metadata_space(&self, mut writer: Held<Writer>) {
+    /// Sees how much metadata is left.
+    pub(crate) fn note_metadata_space(&self, writer: &mut Writer) {
         let tx = writer.metadata.transaction();
         let total = tx.metadata_blocks();
         let free = tx.free_metadata_blocks();
@@ -289,20 +334,18 @@ impl<H: Host> Pool<H> {
 
     /// Permission to map one more block in the open transaction, whose commit must find room for
     /// it; none when a commit has to come first.
-    pub(crate) fn permit_change(&self) -> Option<ChangePermit<'_>> {
-        let permit = ChangePermit(&self.counters.permitted_changes);
-        let permitted = self
-            .counters
-            .permitted_changes
-            .fetch_add(1, Ordering::Relaxed);
-        let waiting = self.counters.all_waiting();
-        let admitted = self.metadata_room.admits(waiting, permitted + 1);
-        admitted.then_some(permit)
+    pub(crate) fn permit_change(&self) -> Option<(LogPermit<'_>, ChangePermit<'_>)> {
+        let recording = self.log.permit(1)?;
+        let room = &self.metadata_room;
+        let change = self
+            .backlog
+            .permit(|waiting, more| room.admits(waiting, more))?;
+        Some((recording, change))
     }
 
     /// Bounds the open transaction after unmapping: with too many changes waiting, commits.
     pub(crate) async fn throttle_changes(self: &Arc<Self>) -> Result<(), Error> {
-        if !self.metadata_room.admits(self.counters.all_waiting(), 0) {
+        if !self.metadata_room.admits(self.backlog.waiting(), 0) {
             self.commit_through(self.commits.next()).await?;
         }
         Ok(())
@@ -320,7 +363,11 @@ impl<H: Host> Pool<H> {
     /// Syncs the data store and notes which writes in place that has covered.
     async fn sync_writes(&self) -> Result<(), Error> {
         let covered = self.counters.written_in_place.load(Ordering::SeqCst);
-        self.data.sync().await.map_err(sync_error)?;
+        if let Err(cause) = self.data.sync().await {
+            // What the log maps may be lost now. If this fails as well, there is nothing left to do.
+            let _ = self.log.make_void();
+            return Err(sync_error(cause));
+        }
         self.counters
             .synced_in_place
             .fetch_max(covered, Ordering::SeqCst);
@@ -353,8 +400,7 @@ impl<H: Host> Pool<H> {
         // What was left out is worth one more try.
         let mut left_out = self.check_all_covered().is_err();
         loop {
-            let uncommitted = self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0
-                || std::mem::take(&mut left_out);
+            let uncommitted = self.backlog.has_untried() || std::mem::take(&mut left_out);
             if uncommitted {
                 self.commit_through(self.commits.next()).await?;
             }
@@ -376,7 +422,7 @@ impl<H: Host> Pool<H> {
     }
 
     fn may_free(&self) -> bool {
-        self.counters.uncommitted_changes.load(Ordering::Relaxed) > 0
+        self.backlog.has_untried()
             || self.epochs.waiting_blocks() > 0
             || self.allocator.lock().free() > 0
     }
@@ -432,15 +478,6 @@ impl<H: Host> Pool<H> {
         };
         self.finish_commit(writer, begun, Some(control), publish)
             .await
-    }
-}
-
-/// One change that will be made.
-pub(crate) struct ChangePermit<'a>(&'a AtomicU64);
-
-impl Drop for ChangePermit<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

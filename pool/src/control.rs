@@ -240,11 +240,29 @@ impl<H: Host> Pool<H> {
         let committed = if nothing_to_commit {
             Ok(())
         } else {
-            self.commit_everything().await
+            self.commit_and_end_log().await
         };
         self.release_drained().await;
+        let has_ended = committed.is_ok() && !self.is_read_only();
         self.stop(Mode::Failed, "it was closed");
+        if has_ended && self.log.is_empty() {
+            // What would remain of it says nothing.
+            let _ = self.log.remove();
+        }
         committed
+    }
+
+    async fn commit_and_end_log(self: &Arc<Self>) -> Result<(), Error> {
+        self.commit_everything().await?;
+        let writer = self.writer_for_change().await?;
+        if writer.metadata.superblock().has_log {
+            let begun = self.begin_commit();
+            let control = Control::end_of_log();
+            self.finish_commit(writer, begun, Some(control), || ())
+                .await?;
+            self.check_all_covered()?;
+        }
+        Ok(())
     }
 
     /// The writer, of a pool that may change.

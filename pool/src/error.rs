@@ -131,6 +131,16 @@ pub enum Error {
         reason: String,
     },
 
+    /// The intent log of a daemon that was killed cannot be used.
+    #[error(
+        "intent log: {reason}; without the log (move the file `log` away) the pool opens as it was at its \
+         last commit, and writes acknowledged after that are lost"
+    )]
+    Log {
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// The metadata is damaged, or its store failed.
     #[error(transparent)]
     Metadata(#[from] metadata_btree::Error),
@@ -203,7 +213,8 @@ impl Error {
             Error::Superblock { .. }
             | Error::DeviceDamaged { .. }
             | Error::StoreTooShort { .. }
-            | Error::Catalog { .. } => ErrorKind::Damaged,
+            | Error::Catalog { .. }
+            | Error::Log { .. } => ErrorKind::Damaged,
             Error::Metadata(metadata_btree::Error::OutOfMetadataSpace { .. }) => ErrorKind::NoSpace,
             Error::Metadata(
                 metadata_btree::Error::BadBlock { .. }
@@ -218,6 +229,11 @@ impl Error {
             | Error::NotDurable { .. }
             | Error::Stopped { .. } => ErrorKind::Io,
         }
+    }
+
+    /// Whether a store is full.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if is_full(source))
     }
 
     /// The Linux errno by which a block device or a file tells it: EPERM 1, EIO 5, EBUSY 16,

@@ -7,6 +7,7 @@
 //! - `map.rs` decides what a request amounts to, and is pure; `serve/` carries it out;
 //! - `chunks.rs` holds the mappings that requests look up, `allocator.rs` and `epoch.rs` the blocks
 //!   they may take, `partial.rs` those that are not whole yet, `room.rs` how much may change;
+//! - `log.rs` records changes for a daemon that is killed, `replay.rs` does them again;
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
 //! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
 //!   pool larger; `catalog.rs` knows the names;
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod allocator;
+mod backlog;
 mod catalog;
 mod chunks;
 mod commit;
@@ -28,12 +30,14 @@ mod error;
 mod grow;
 mod host;
 mod info;
+mod log;
 mod map;
 mod metadata;
 mod name;
 mod open;
 mod partial;
 mod pool;
+mod replay;
 mod room;
 mod serve;
 mod share;
@@ -43,7 +47,6 @@ mod sync;
 mod trees;
 mod units;
 mod usage;
-mod watch;
 mod writer;
 
 pub use catalog::{CatalogStore, FileCatalog};
@@ -52,10 +55,12 @@ pub use device::{Extent, ExtentState, ThinDevice};
 pub use error::{Error, ErrorKind};
 pub use host::{DataIo, Host};
 pub use info::{DeviceInfo, DeviceKind, DeviceUsage, Mode, Status};
+pub use log::LogStore;
 pub use map::Zeroing;
 pub use name::DeviceName;
 pub use open::{AdoptedVolume, OpenOptions, Stores};
 pub use pool::Pool;
 pub use serve::ReadPiece;
 pub use stats::{DeviceStats, Histogram, LATENCY_BOUNDS_US, Operation, OperationStats};
+pub use superblock::INCOMPAT_LOG;
 pub use units::{BlockSize, ThinId};

@@ -5,6 +5,7 @@
 //! blocks up in memory ([`crate::chunks`]) and their changes arrive in sorted batches. Reading the
 //! last commit, concurrently with all this, is [`Committed`]'s business.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ impl Metadata {
             top_level,
             details,
         }
-        .commit()
+        .commit(|_| Ok(()))
     }
 
     /// Opens the last commit.
@@ -88,13 +89,19 @@ impl Metadata {
     }
 
     /// Makes everything since the last commit durable. The data store must have been synced.
-    pub(crate) fn commit(&mut self) -> Result<(), Error> {
+    /// `prepare` sees the superblock before it is written, and it is not when that fails.
+    pub(crate) fn commit(
+        &mut self,
+        prepare: impl FnOnce(&Block) -> io::Result<()>,
+    ) -> Result<(), Error> {
         self.superblock.mapping_root = self.top_level.root();
         self.superblock.details_root = self.details.root();
         let superblock = &mut self.superblock;
         self.tx.commit(|space_maps| {
             superblock.space_maps = *space_maps;
-            superblock.encode(space_maps)
+            let block = superblock.block();
+            prepare(&block)?;
+            Ok(block)
         })?;
         Ok(())
     }
@@ -109,6 +116,11 @@ impl Metadata {
 
     pub(crate) fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// Says in the superblocks from now on whether an intent log may hold what they lack.
+    pub(crate) fn set_has_log(&mut self, has_log: bool) {
+        self.superblock.has_log = has_log;
     }
 
     pub(crate) fn transaction(&mut self) -> &mut Transaction {

@@ -10,6 +10,7 @@ use metadata_btree::{Block, BlockStore};
 use parking_lot::{Mutex, RwLock};
 
 use crate::allocator::DataAllocator;
+use crate::backlog::Backlog;
 use crate::catalog::{Catalog, CatalogStore, Entry, thin_id};
 use crate::chunks::ChunkBudget;
 use crate::control::{Identity, check_size};
@@ -17,16 +18,17 @@ use crate::device::{Device, Origin};
 use crate::epoch::Epochs;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
+use crate::log::{self, IntentLog, LogStore, log_error};
 use crate::metadata::{Committed, Metadata};
 use crate::name::DeviceName;
 use crate::pool::{Counters, Health, Pool, Table};
+use crate::replay::Replayed;
 use crate::room::Room;
 use crate::stats::Histogram;
 use crate::superblock::{LOCATION, Superblock};
 use crate::sync::{CommitNumbers, Exclusive};
 use crate::trees::DeviceDetails;
 use crate::units::{BlockSize, DEVICE_SIZE_MAX, SECTOR_SIZE, ThinId};
-use crate::watch::Watch;
 use crate::writer::Writer;
 
 /// What a pool consists of.
@@ -37,6 +39,8 @@ pub struct Stores<H: Host> {
     pub data: H::Data,
     /// The catalog.
     pub catalog: Box<dyn CatalogStore>,
+    /// The intent log.
+    pub log: Box<dyn LogStore>,
 }
 
 /// How to open a pool.
@@ -150,8 +154,9 @@ impl<H: Host> Pool<H> {
             })
     }
 
-    /// Opens a pool. Blocking. With `read_only`, or when the superblock asks for a check, nothing
-    /// is written, and [`Pool::status`] says why.
+    /// Opens a pool, and does again what the intent log of a daemon says that was killed. Blocking.
+    /// With `read_only`, or when the superblock asks for a check, nothing is written, and
+    /// [`Pool::status`] says why.
     pub fn open(
         host: Arc<H>,
         stores: Stores<H>,
@@ -161,6 +166,15 @@ impl<H: Host> Pool<H> {
         let superblock = metadata.superblock().clone();
         check_data_size(&superblock, &stores.data)?;
         let read_only = read_only_reason(&superblock, options.read_only);
+        let may_write = read_only.is_none();
+        let left = log::load(&*stores.log, &superblock)?;
+        if left.is_there && may_write {
+            // What the last daemon has written may be in the page cache only, and is built on from here.
+            stores.metadata.flush().map_err(|source| Error::Io {
+                what: "syncing the metadata store".into(),
+                source,
+            })?;
+        }
         let committed = metadata.committed();
         let devices: BTreeMap<_, _> = committed.devices()?.into_iter().collect();
         let loaded = load_catalog(&*stores.catalog, &committed, &devices)?;
@@ -170,13 +184,20 @@ impl<H: Host> Pool<H> {
             .for_each_free_disk_run(&mut |run| allocator.add_free(run))?;
         let table = open_devices(&*host, &loaded.catalog, &devices)?;
         let deleting = loaded.catalog.deleting().len() as u64;
+        let log = Arc::new(IntentLog::new(
+            stores.log,
+            superblock.space_maps.disk.nr_blocks,
+            left.records.len() as u64,
+            superblock.has_log,
+        ));
         let mut writer = Writer::new(
             metadata,
             loaded,
             stores.catalog,
+            Arc::clone(&log),
             devices.into_keys().collect(),
         );
-        if read_only.is_none() {
+        if may_write {
             writer.mend()?;
         }
         let pool = Pool {
@@ -198,16 +219,25 @@ impl<H: Host> Pool<H> {
             metadata_room: Room::default(),
             counters: Counters {
                 deleting: deleting.into(),
+                // Whatever the last daemon wrote in place is not synced.
+                written_in_place: u64::from(left.is_there && may_write).into(),
                 ..Counters::default()
             },
+            backlog: Backlog::default(),
             health: Health::new(read_only),
-            watch: Watch::default(),
+            log,
+            replayed: Replayed::new(&left),
             host,
         };
         let pool = Arc::new(pool);
         match pool.writer.try_acquire() {
-            Some(writer) => pool.note_metadata_space(writer),
+            Some(mut writer) => pool.note_metadata_space(&mut writer),
             None => unreachable!("nobody else has the pool yet"),
+        }
+        pool.replay(&left.records)?;
+        if may_write && (superblock.has_log || !left.records.is_empty()) {
+            let taken_over = pool.log.take_over(&superblock.block(), &left.records);
+            taken_over.map_err(log_error)?;
         }
         Ok(pool)
     }

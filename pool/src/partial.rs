@@ -100,6 +100,30 @@ impl Partial {
         (begin != boundary).then(|| begin..begin + self.sub_blocks.bytes)
     }
 
+    /// What it owns, one bit for each sub-block.
+    pub(crate) fn owned(&self) -> u64 {
+        self.owned.load(Ordering::Acquire)
+    }
+
+    /// What it will own with the sub-blocks that `range` touches.
+    pub(crate) fn owned_with(&self, range: &Range<u64>) -> u64 {
+        self.owned() | self.sub_blocks.touched(range)
+    }
+
+    /// Notes that these sub-blocks are in the new block now.
+    pub(crate) fn own_these(&self, owned: u64) {
+        let owned = owned & self.sub_blocks.all();
+        self.owned.fetch_or(owned, Ordering::AcqRel);
+    }
+
+    /// The data block that has what it does not own, if any has.
+    pub(crate) fn over(&self) -> Option<DataBlock> {
+        match self.before {
+            Place::Unmapped => None,
+            Place::Exclusive(block) | Place::MaybeShared(block) => Some(block),
+        }
+    }
+
     /// Notes that every sub-block that `range` touches is in the new block now.
     pub(crate) fn own(&self, range: &Range<u64>) {
         self.owned

@@ -8,25 +8,28 @@ use metadata_btree::{BLOCK_SIZE, BlockStore};
 use parking_lot::{Mutex, RwLock};
 
 use crate::allocator::DataAllocator;
+use crate::backlog::Backlog;
 use crate::chunks::{CHUNK_BLOCKS, CHUNKS_MAX, Chunk, ChunkBudget, first_block};
 use crate::device::{Device, ThinDevice};
 use crate::epoch::Epochs;
 use crate::error::Error;
 use crate::host::Host;
 use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
+use crate::log::IntentLog;
 use crate::metadata::Committed;
 use crate::name::DeviceName;
-use crate::room::{Room, Waiting};
+use crate::replay::Replayed;
+use crate::room::Room;
 use crate::stats::{DeviceStats, Histogram};
 use crate::sync::{CommitNumbers, Exclusive};
-use crate::units::{BlockSize, VirtualBlock};
-use crate::watch::Watch;
+use crate::units::{BlockSize, ThinId, VirtualBlock};
 use crate::writer::Writer;
 
 /// An open pool of thin devices.
 ///
-/// All methods may be called from any thread. Locks, in the order in which they may nest: `table`,
-/// then a device's own; none is held across an await or any I/O.
+/// All methods may be called from any thread. Locks, in the order in which they may nest: the log's
+/// generation, `table`, a device's own; none is held across an await, and only the first across an I/O,
+/// that of appending a record to the log.
 pub struct Pool<H: Host> {
     pub(crate) host: Arc<H>,
     pub(crate) data: H::Data,
@@ -50,8 +53,12 @@ pub struct Pool<H: Host> {
     pub(crate) chunk_budget: ChunkBudget,
     pub(crate) metadata_room: Room,
     pub(crate) counters: Counters,
+    pub(crate) backlog: Backlog,
     pub(crate) health: Health,
-    pub(crate) watch: Watch,
+    /// Shared by who changes mappings, had alone by who collects the changes.
+    pub(crate) log: Arc<IntentLog>,
+    /// What was replayed from the log of a daemon that was killed.
+    pub(crate) replayed: Replayed,
 }
 
 /// The devices, by name.
@@ -65,18 +72,6 @@ pub(crate) struct Counters {
     pub(crate) commits: AtomicU64,
     pub(crate) provisioned_blocks: AtomicU64,
     pub(crate) copied_blocks: AtomicU64,
-    /// Changes of mappings that no commit has collected yet.
-    pub(crate) uncommitted_changes: AtomicU64,
-    /// Chunks those lie in.
-    pub(crate) uncommitted_chunks: AtomicU64,
-    /// Changes that the last commit has left out.
-    pub(crate) left_out_changes: AtomicU64,
-    /// Chunks those lie in.
-    pub(crate) left_out_chunks: AtomicU64,
-    /// Changes of mappings that are being made, and perhaps not counted yet.
-    pub(crate) changes_being_made: AtomicU64,
-    /// Changes of mappings about to be made.
-    pub(crate) permitted_changes: AtomicU64,
     /// Data blocks that are not whole yet.
     pub(crate) partial_blocks: AtomicU64,
     /// Devices being deleted.
@@ -88,53 +83,6 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// What waits for a commit, but for what the last one has left out.
-    pub(crate) fn waiting(&self) -> Waiting {
-        Waiting {
-            changes: self.uncommitted_changes.load(Ordering::SeqCst),
-            chunks: self.uncommitted_chunks.load(Ordering::Relaxed),
-        }
-    }
-
-    /// All that waits for a commit.
-    pub(crate) fn all_waiting(&self) -> Waiting {
-        let mut all = self.waiting();
-        all.add(Waiting {
-            changes: self.left_out_changes.load(Ordering::Relaxed),
-            chunks: self.left_out_chunks.load(Ordering::Relaxed),
-        });
-        all
-    }
-
-    pub(crate) fn set_left_out(&self, left_out: Waiting) {
-        self.left_out_changes
-            .store(left_out.changes, Ordering::Relaxed);
-        self.left_out_chunks
-            .store(left_out.chunks, Ordering::Relaxed);
-    }
-
-    /// More waits for a commit.
-    pub(crate) fn wait(&self, waiting: Waiting) {
-        self.uncommitted_changes
-            .fetch_add(waiting.changes, Ordering::SeqCst);
-        self.uncommitted_chunks
-            .fetch_add(waiting.chunks, Ordering::Relaxed);
-    }
-
-    /// Whether anything acknowledged may be uncommitted.
-    pub(crate) fn has_uncommitted(&self) -> bool {
-        // In this order: what is no longer being made is counted.
-        self.changes_being_made.load(Ordering::SeqCst) > 0 || self.all_waiting().changes > 0
-    }
-
-    /// A commit takes over what waited when it began.
-    pub(crate) fn no_longer_waiting(&self, waiting: Waiting) {
-        self.uncommitted_changes
-            .fetch_sub(waiting.changes, Ordering::Relaxed);
-        self.uncommitted_chunks
-            .fetch_sub(waiting.chunks, Ordering::Relaxed);
-    }
-
     /// Whether writes in place wait for a sync of the data store.
     pub(crate) fn has_unsynced_writes(&self) -> bool {
         let synced = self.synced_in_place.load(Ordering::SeqCst);
@@ -246,23 +194,23 @@ impl<H: Host> Pool<H> {
         // not be older than.
         let committed = self.committed.read().clone();
         let id = device.id;
-        let read = move || -> Result<Chunk, Error> {
-            let blocks = first_block(index).0..first_block(index + 1).0;
-            let mut mappings = Vec::with_capacity(CHUNK_BLOCKS);
-            committed
-                .mappings(id)?
-                .for_each(&committed.view, blocks, &mut |block, mapping| {
-                    mappings.push((VirtualBlock(block), mapping));
-                    std::ops::ControlFlow::Continue(())
-                })?;
-            Ok(Chunk::new(&mappings))
-        };
+        let read = move || read_chunk(&committed, id, index);
         let chunk = self.host.offload(read).await?;
+        self.take_in(device, index, chunk)
+    }
+
+    /// Adds a chunk that was just read to the loaded ones.
+    pub(crate) fn take_in(
+        &self,
+        device: &Device<H::Data>,
+        index: u64,
+        chunk: Chunk,
+    ) -> Result<Arc<Chunk>, Error> {
         let total = self.allocator.lock().total();
         if let Some(block) = chunk.first_beyond(total) {
             let reason = format!("it maps data block {block}, but the pool has {total}");
             return Err(Error::DeviceDamaged {
-                id: id.get(),
+                id: device.id.get(),
                 reason,
             });
         }
@@ -284,11 +232,15 @@ impl<H: Host> Pool<H> {
         }
     }
 
-    /// Has `tell` called with whether acknowledged changes wait for a commit, so that they would be
-    /// lost with the process: at once, and then whenever that changes, before the first such change
-    /// is acknowledged. It must not call the pool. Once a pool; whether this was the first time.
-    pub fn watch_uncommitted(&self, tell: impl Fn(bool) + Send + Sync + 'static) -> bool {
-        self.watch.begin(Box::new(tell))
+    /// How many records of the intent log of a daemon that was killed were replayed at the opening.
+    pub fn replayed_records(&self) -> u64 {
+        self.replayed.records
+    }
+
+    /// Whether nothing was replayed because a sync of the data store had failed before: what was
+    /// acknowledged after the last commit is lost.
+    pub fn has_lost_writes(&self) -> bool {
+        self.replayed.was_void
     }
 
     /// All volumes and snapshots, by name.
@@ -400,4 +352,17 @@ impl<H: Host> Pool<H> {
             _ => (Mode::Write, String::new()),
         }
     }
+}
+
+/// Reads a chunk of a device's mappings in a commit.
+pub(crate) fn read_chunk(committed: &Committed, id: ThinId, index: u64) -> Result<Chunk, Error> {
+    let blocks = first_block(index).0..first_block(index + 1).0;
+    let mut mappings = Vec::with_capacity(CHUNK_BLOCKS);
+    committed
+        .mappings(id)?
+        .for_each(&committed.view, blocks, &mut |block, mapping| {
+            mappings.push((VirtualBlock(block), mapping));
+            std::ops::ControlFlow::Continue(())
+        })?;
+    Ok(Chunk::new(&mappings))
 }

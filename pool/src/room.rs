@@ -14,6 +14,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::backlog::Waiting;
+
 /// The most changes that may wait for a commit, so that no flush waits long for it.
 const CHANGES_MAX: u64 = 65_536;
 
@@ -41,22 +43,6 @@ const BLOCKS_A_COMMIT: u64 = 64;
 /// what every commit may need.
 fn overflow_blocks(data_used: u64) -> u64 {
     data_used / COUNTS_AN_OVERFLOW_BLOCK
-}
-
-/// Changes that wait for a commit.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Waiting {
-    /// Mappings changed.
-    pub(crate) changes: u64,
-    /// Chunks they lie in.
-    pub(crate) chunks: u64,
-}
-
-impl Waiting {
-    pub(crate) fn add(&mut self, other: Waiting) {
-        self.changes += other.changes;
-        self.chunks += other.chunks;
-    }
 }
 
 /// What is known of a pool's space after a commit, in blocks.

@@ -11,7 +11,7 @@
 //!     44    4 time                          344    8 metadata blocks at format time
 //!     48    8 transaction id                352    4 compat flags
 //!     56    8 held root                     356    4 compat read-only flags
-//!                                           360    4 incompat flags
+//!                                           360    4 incompat flags: bit 31 log, ours
 //! ```
 //!
 //! Everything that ever changes lies in the first 512 bytes, so that a superblock torn at sector
@@ -29,6 +29,10 @@ const VERSION: u32 = 2;
 const METADATA_BLOCK_SECTORS: u32 = 8;
 const NEEDS_CHECK: u32 = 1;
 
+/// The incompat flag of ours: an intent log may hold changes that the metadata lacks. The kernel does
+/// not know it, and refuses the pool.
+pub const INCOMPAT_LOG: u32 = 1 << 31;
+
 /// Where the superblock is.
 pub(crate) const LOCATION: BlockNr = BlockNr(0);
 
@@ -45,6 +49,8 @@ pub(crate) struct Superblock {
     pub(crate) details_root: BlockNr,
     pub(crate) block_size: BlockSize,
     pub(crate) space_maps: SpaceMapRoots,
+    /// Whether an intent log may hold changes that are not in the trees.
+    pub(crate) has_log: bool,
 }
 
 impl Superblock {
@@ -76,6 +82,7 @@ impl Superblock {
                 disk: none,
                 metadata: none,
             },
+            has_log: false,
         }
     }
 
@@ -93,7 +100,8 @@ impl Superblock {
             metadata_sectors,
             u64::from(METADATA_BLOCK_SECTORS),
         )?;
-        expect("incompat flags", u64::from(get_u32(image, 360)), 0)?;
+        let incompat = get_u32(image, 360);
+        expect("incompat flags", u64::from(incompat & !INCOMPAT_LOG), 0)?;
         let block_sectors = u64::from(get_u32(image, 336));
         let Some(block_size) = BlockSize::new(block_sectors * SECTOR_SIZE) else {
             let allowed = "a multiple of 128 sectors, at most 2097152";
@@ -120,6 +128,7 @@ impl Superblock {
                 disk: SpaceMapRoot::decode(&image.as_bytes()[64..96]),
                 metadata: SpaceMapRoot::decode(&image.as_bytes()[192..224]),
             },
+            has_log: incompat & INCOMPAT_LOG != 0,
         })
     }
 
@@ -137,7 +146,13 @@ impl Superblock {
             .encode(&mut block.as_bytes_mut()[192..224]);
         put_u64(&mut block, 320, self.mapping_root.0);
         put_u64(&mut block, 328, self.details_root.0);
+        put_u32(&mut block, 360, if self.has_log { INCOMPAT_LOG } else { 0 });
         block
+    }
+
+    /// The block that holds it.
+    pub(crate) fn block(&self) -> Block {
+        self.encode(&self.space_maps)
     }
 
     /// Whether a failed operation asks for a check before the metadata is changed again.

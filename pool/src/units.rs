@@ -51,6 +51,11 @@ impl fmt::Display for ThinId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct VirtualBlock(pub u64);
 
+impl VirtualBlock {
+    /// One more than the largest there can be, in a device of the largest size.
+    pub(crate) const LIMIT: u64 = DEVICE_SIZE_MAX / BLOCK_SIZE_MIN;
+}
+
 /// A block-sized piece of the data store, by index: at most 40 bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct DataBlock(pub u64);

@@ -1,9 +1,11 @@
 //! What one task at a time changes: the open transaction and the catalog's file.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::catalog::{Catalog, CatalogStore, Loaded, Operation, thin_id};
 use crate::error::Error;
+use crate::log::{IntentLog, log_error};
 use crate::metadata::{Change, Metadata};
 use crate::units::{DataBlock, ThinId};
 
@@ -28,6 +30,17 @@ impl Control {
         })
     }
 
+    /// The end of the intent log: nothing is to be recorded any more.
+    pub(crate) fn end_of_log() -> Self {
+        Control {
+            operations: Vec::new(),
+            change: Box::new(|metadata| {
+                metadata.set_has_log(false);
+                Ok(())
+            }),
+        }
+    }
+
     /// A change of the catalog alone.
     pub(crate) fn catalog_only(operations: Vec<Operation>) -> Self {
         Control {
@@ -42,6 +55,7 @@ pub(crate) struct Writer {
     pub(crate) metadata: Metadata,
     pub(crate) catalog: Catalog,
     file: Box<dyn CatalogStore>,
+    log: Arc<IntentLog>,
     lines: usize,
     /// Whether the file's end is not what `lines` says, so that nothing may be appended.
     file_is_suspect: bool,
@@ -63,12 +77,14 @@ impl Writer {
         metadata: Metadata,
         loaded: Loaded,
         file: Box<dyn CatalogStore>,
+        log: Arc<IntentLog>,
         ids: BTreeSet<ThinId>,
     ) -> Self {
         Writer {
             metadata,
             catalog: loaded.catalog,
             file,
+            log,
             lines: loaded.lines,
             file_is_suspect: loaded.has_unfinished,
             ids,
@@ -103,6 +119,9 @@ impl Writer {
             outcome.is_ok().then_some(control)
         });
         self.metadata.raise_time(time);
+        if self.log.create_if_wanted().map_err(log_error)? {
+            self.metadata.set_has_log(true);
+        }
         for (id, changes) in changes {
             self.metadata.apply(*id, changes)?;
         }
@@ -118,7 +137,9 @@ impl Writer {
                 }
             }
         }
-        self.metadata.commit()?;
+        self.metadata
+            .commit(|superblock| self.log.prepare(superblock))?;
+        self.log.note_announced(self.metadata.superblock().has_log);
         let freed = self.metadata.transaction().take_freed();
         if self.catalog.wants_compaction(self.lines) {
             // Without it the file merely stays longer than it need be.

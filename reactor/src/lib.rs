@@ -5,7 +5,8 @@
 //! executor polls the task again when it is woken. The owner of the thread decides when to sleep:
 //! [`Executor::wait`] ends when a task is woken or when the owner's socket has news.
 //!
-//! [`FileIo`] is the pool's data I/O over a file or a block device, [`FileHost`] its surroundings.
+//! [`FileIo`] is the pool's data I/O over a file or a block device, [`FileLog`] its intent log,
+//! [`FileHost`] its surroundings.
 //! [`Background`] is a thread for front ends whose own threads must not wait, and [`block_on`] is for
 //! tools.
 //!
@@ -33,6 +34,7 @@ mod executor;
 mod file;
 mod group_sync;
 mod host;
+mod log;
 mod promise;
 #[expect(unsafe_code, reason = "the kernel uses memory by address")]
 mod ring;
@@ -43,5 +45,6 @@ pub use blocking::BlockingPool;
 pub use executor::{Bell, Executor, Interest, News, yield_now};
 pub use file::FileIo;
 pub use host::FileHost;
+pub use log::FileLog;
 pub use promise::Offload;
 pub use ring::{RING_IO_MARK, RingIo};

@@ -8,6 +8,10 @@ thinctl create "$POOL/vol" --size 128M
 thinctl create "$POOL/busy" --size 128M
 random_file "$SCRATCH/data" 24
 
+incompat_flags() {
+    od -A n -t x1 -j 360 -N 4 "$POOL/metadata" | tr -d ' '
+}
+
 for round in $(seq "$(long 3 30)"); do
     serve_nbd "$POOL"
     nbdcopy --flush "$SCRATCH/data" "$(uri vol)"
@@ -23,6 +27,7 @@ for round in $(seq "$(long 3 30)"); do
     wait $load
     DAEMONS=()
 
+    same "$(incompat_flags)" 00000080 "the flag that keeps the kernel out"
     verify "$POOL"
     thinctl read "$POOL/vol" --offset 0 --length "$(stat -c %s "$SCRATCH/data")" |
         cmp - "$SCRATCH/data" || fail "flushed data is gone in round $round"
@@ -38,4 +43,5 @@ serve_nbd "$POOL"
 nbdcopy "$(uri vol@r1)" "$SCRATCH/copy"
 cmp -n "$(stat -c %s "$SCRATCH/data")" "$SCRATCH/copy" "$SCRATCH/data"
 stop_daemon
+same "$(incompat_flags)" 00000000 "the flag of a pool that was closed"
 verify "$POOL"

@@ -101,6 +101,19 @@ impl History {
         }
     }
 
+    /// Notes what a read has shown: a write that was seen has happened, whatever becomes of its request.
+    pub fn seen(&self, found: (usize, u64, &[u8]), ended: u64) {
+        let (volume, first, bytes) = found;
+        let mut state = self.0.lock();
+        for (sector, bytes) in (first..).zip(bytes.chunks(UNIT)) {
+            let writes = &mut state.writes[volume][index(sector)];
+            let is_found = |write: &&mut Write| Unit::Words(write.word).is(bytes);
+            if let Some(write) = writes.iter_mut().find(is_found) {
+                write.ended = write.ended.min(ended);
+            }
+        }
+    }
+
     /// Notes that all a volume's writes that had ended at `moment` are durable.
     pub fn durable(&self, volume: usize, moment: u64) {
         let mut state = self.0.lock();

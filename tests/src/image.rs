@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::Command;
 
 use metadata_check::{CheckOptions, DumpOptions, check, dump};
+use pool::INCOMPAT_LOG;
 
 use crate::model::Mapping;
 use crate::sim::Image;
@@ -25,6 +26,7 @@ pub struct Dumped {
 pub fn expect_sound(metadata: &Image, data_blocks: u64) -> u64 {
     let options = CheckOptions {
         data_blocks_available: Some(data_blocks),
+        allowed_incompat: INCOMPAT_LOG,
         ..CheckOptions::default()
     };
     let report = check(metadata, &options);

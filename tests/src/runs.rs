@@ -24,7 +24,7 @@ pub struct Family {
     pub data_blocks: (u64, u64),
     /// Fewest and most metadata blocks.
     pub metadata_blocks: (u64, u64),
-    /// How often the power is cut in the middle of an operation, in percent.
+    /// How often the power is cut, or the daemon killed, in the middle of an operation, in percent.
     pub cuts: u64,
 }
 
@@ -73,10 +73,13 @@ impl Family {
                 if prng.chance(self.cuts) {
                     let power = &driver.machine.power;
                     power.cut_at(Some(power.changes() + prng.below(40)));
+                    power.set_kill(prng.chance(50));
                 }
                 driver.step(&op);
-                if driver.machine.power.is_off() {
-                    driver.cut(Shape::any(&mut prng));
+                match &driver.machine.power {
+                    power if !power.is_off() => {}
+                    power if power.is_kill() => driver.kill(Shape::any(&mut prng)),
+                    _ => driver.cut(Shape::any(&mut prng)),
                 }
                 driver.machine.power.cut_at(None);
             }

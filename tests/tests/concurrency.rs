@@ -118,6 +118,7 @@ impl Run {
             let ended = self.history.now();
             let found = (index, sectors.start, bytes.as_slice());
             self.history.check("a read", found, began, ended);
+            self.history.seen(found, ended);
         }
     }
 
@@ -342,6 +343,35 @@ fn a_power_cut_under_load_loses_nothing_flushed() {
             let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
             let pool = survivor.open().unwrap();
             shared.check(&pool, true);
+            expect_true_space(&survivor, &pool);
+        },
+    );
+}
+
+#[test]
+fn a_kill_under_load_loses_nothing_acknowledged() {
+    seeds(
+        6000,
+        400,
+        "a_kill_under_load_loses_nothing_acknowledged",
+        |mut prng| {
+            let machine = hesitant(&mut prng, 600);
+            let shared = Run::new(&machine, true, false);
+            let power = &machine.power;
+            power.set_kill(true);
+            power.cut_at(Some(power.changes() + prng.below(900)));
+            run(shared.tasks(&mut prng, 40), &mut prng.fork());
+            power.cut();
+            let restarted = machine.after_kill(&mut prng);
+            let pool = restarted.open().unwrap();
+            shared.check(&pool, false);
+            for index in 0..VOLUMES {
+                let device = pool.open_device(&volume(index)).unwrap();
+                block_on(device.flush()).unwrap();
+            }
+            let survivor = restarted.after_cut(Shape::any(&mut prng), &mut prng);
+            let pool = survivor.open().unwrap();
+            shared.check(&pool, false);
             expect_true_space(&survivor, &pool);
         },
     );

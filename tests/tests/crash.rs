@@ -202,8 +202,43 @@ fn the_power_goes_at_every_change() {
     eprintln!("{cuts} power cuts");
 }
 
+#[test]
+fn the_daemon_is_killed_at_every_change() {
+    let mut kills = 0;
+    for (index, workload) in workloads().iter().enumerate() {
+        let mut whole = driver(0);
+        workload.iter().for_each(|op| whole.step(op));
+        let total = whole.machine.power.changes();
+        for seed in 0..2 {
+            let first = driver(0).machine.power.changes();
+            for change in first..total {
+                let mut driver = driver(1000 * seed + change);
+                driver.machine.power.set_kill(true);
+                driver.machine.power.cut_at(Some(change));
+                eprintln!("workload {index}, change {change} of {total}, seed {seed}");
+                for op in workload {
+                    if !driver.machine.power.is_off() {
+                        driver.step(op);
+                    }
+                }
+                driver.kill(Shape::Percent(50));
+                carry_on(&mut driver);
+                kills += 1;
+            }
+        }
+    }
+    eprintln!("{kills} kills");
+}
+
+/// What ends a run in which something failed.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Cut(Shape),
+    Kill,
+}
+
 /// One run with one fault. Whether the fault was hit.
-fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
+fn with_fault(workload: &[Op], fault: Fault, end: End) -> bool {
     let mut driver = driver(fault.after);
     driver.machine.power.set_faults([fault]);
     let mut failed = false;
@@ -217,7 +252,7 @@ fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
     let mode = driver.pool().status().mode;
     driver.machine.power.set_faults([]);
     match fault.io {
-        Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush) if failed => {
+        Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush | Io::LogWrite) if failed => {
             assert_eq!(mode, Mode::ReadOnly, "after {fault:?}");
         }
         Some(Io::DataRead | Io::DataWrite | Io::DataAllocate | Io::CatalogWrite) => {
@@ -228,7 +263,10 @@ fn with_fault(workload: &[Op], fault: Fault, shape: Shape) -> bool {
         }
         _ => {}
     }
-    driver.cut(shape);
+    match end {
+        End::Cut(shape) => driver.cut(shape),
+        End::Kill => driver.kill(Shape::Nothing),
+    }
     carry_on(&mut driver);
     hit
 }
@@ -245,16 +283,25 @@ fn every_io_fails_once_or_for_good() {
         Io::MetadataWrite,
         Io::MetadataFlush,
         Io::CatalogWrite,
+        Io::LogWrite,
     ];
     for (index, workload) in workloads().iter().enumerate() {
         for io in kinds {
             for is_sticky in [false, true] {
-                for shape in [Shape::Nothing, Shape::Percent(50)] {
+                for end in [
+                    End::Cut(Shape::Nothing),
+                    End::Cut(Shape::Percent(50)),
+                    End::Kill,
+                ] {
                     let kind = if matches!(io, Io::DataWrite | Io::DataAllocate) && is_sticky {
                         FaultKind::StorageFull
                     } else {
                         FaultKind::Failed
                     };
+                    // What a failed sync may have lost is not replayed.
+                    if matches!((io, end), (Io::DataSync, End::Kill)) {
+                        continue;
+                    }
                     for after in 0.. {
                         let fault = Fault {
                             after,
@@ -262,8 +309,8 @@ fn every_io_fails_once_or_for_good() {
                             kind,
                             is_sticky,
                         };
-                        eprintln!("workload {index}, {fault:?}, {shape:?}");
-                        if !with_fault(workload, fault, shape) {
+                        eprintln!("workload {index}, {fault:?}, {end:?}");
+                        if !with_fault(workload, fault, end) {
                             break;
                         }
                         faults += 1;

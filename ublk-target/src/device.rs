@@ -121,18 +121,6 @@ impl UblkDevice {
         Ok(device)
     }
 
-    /// Takes a device away that the process before this one served, because what it held is no
-    /// longer what the file system above believes. Requests that wait, and all later ones, fail.
-    ///
-    /// # Errors
-    /// [`Error::Gone`] when there is no such device, or it was not started: it is off the table then.
-    pub fn give_up(record: &Record, table: &mut Table) -> Result<(), Error> {
-        let mut device = Self::find_left(record, table)?;
-        let control = Arc::clone(&device.control);
-        within(COMMAND_LIMIT, "stopping a device", move || control.stop())?;
-        device.delete(table)
-    }
-
     /// The started device of a record, once no process serves it.
     fn find_left(record: &Record, table: &mut Table) -> Result<Self, Error> {
         probe()?;

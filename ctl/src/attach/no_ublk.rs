@@ -46,11 +46,6 @@ impl Leftover {
     pub fn path(&self) -> PathBuf {
         match *self {}
     }
-
-    /// Of no device.
-    pub fn read_only(&self) -> bool {
-        match *self {}
-    }
 }
 
 impl BlockDevices {
@@ -81,11 +76,6 @@ impl BlockDevices {
         _thin: &ThinDevice<FileHost>,
         leftover: &Leftover,
     ) -> Result<Option<BlockDevice>, CallError> {
-        match *leftover {}
-    }
-
-    /// Of no device.
-    pub fn give_up(&mut self, leftover: &Leftover) -> Result<(), CallError> {
         match *leftover {}
     }
 

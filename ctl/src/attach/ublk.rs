@@ -52,11 +52,6 @@ impl Leftover {
     pub fn path(&self) -> PathBuf {
         self.record.path()
     }
-
-    /// Whether nothing can have been written to it.
-    pub fn read_only(&self) -> bool {
-        self.record.read_only
-    }
 }
 
 /// The ublk devices of a pool.
@@ -125,17 +120,6 @@ impl BlockDevices {
         match UblkDevice::recover(thin, &leftover.record, &mut self.table) {
             Ok(device) => Ok(Some(BlockDevice { device })),
             Err(Error::Gone(_)) => Ok(None),
-            Err(cause) => Err(ublk_error(&cause)),
-        }
-    }
-
-    /// Takes away what a daemon left, with an error for whoever uses it.
-    ///
-    /// # Errors
-    /// What stopped it. The device stays as it is.
-    pub fn give_up(&mut self, leftover: &Leftover) -> Result<(), CallError> {
-        match UblkDevice::give_up(&leftover.record, &mut self.table) {
-            Ok(()) | Err(Error::Gone(_)) => Ok(()),
             Err(cause) => Err(ublk_error(&cause)),
         }
     }

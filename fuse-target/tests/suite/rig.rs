@@ -14,7 +14,7 @@ use metadata_btree::{BLOCK_SIZE, FileStore};
 use pool::{
     BlockSize, DataIo, DeviceInfo, DeviceName, FileCatalog, Host, Identity, NewDevice, Pool, Stores,
 };
-use reactor::{FileHost, FileIo, block_on};
+use reactor::{FileHost, FileIo, FileLog, block_on};
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -202,6 +202,7 @@ impl PoolFiles {
                 gate: Arc::clone(&gate),
             },
             catalog: Box::new(FileCatalog::new(self.0.join("catalog"))),
+            log: Box::new(FileLog::new(self.0.join("log"), &[]).unwrap()),
         };
         let host = Arc::new(GatedHost {
             files,

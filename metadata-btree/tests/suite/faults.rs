@@ -250,7 +250,7 @@ fn roots_that_make_no_sense_are_refused() {
     let mut roots = None;
     tx.commit(|r| {
         roots = Some(*r);
-        Block::zeroed()
+        Ok(Block::zeroed())
     })
     .unwrap();
     let good: SpaceMapRoots = roots.unwrap();

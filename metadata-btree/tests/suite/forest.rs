@@ -138,7 +138,7 @@ impl Forest {
             roots.disk.encode(&mut block.as_bytes_mut()[64..]);
             roots.metadata.encode(&mut block.as_bytes_mut()[192..]);
             block.as_bytes_mut()[320..328].copy_from_slice(&top.0.to_le_bytes());
-            block
+            Ok(block)
         })
     }
 

@@ -11,7 +11,7 @@ use nbd_server::{Config, Exports, Limits, Listen, Server};
 use pool::{
     BlockSize, DeviceName, FileCatalog, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice,
 };
-use reactor::{FileHost, block_on};
+use reactor::{FileHost, FileLog, block_on};
 
 pub const MIB: u64 = 1024 * 1024;
 pub const BLOCK: u64 = 65536;
@@ -92,6 +92,7 @@ pub fn serve(data_bytes: u64, volume_bytes: u64, limits: Limits) -> Served {
         metadata,
         data: host.open_data(&data, false).unwrap(),
         catalog: Box::new(FileCatalog::new(folder.path().join("catalog"))),
+        log: Box::new(FileLog::new(folder.path().join("log"), &[]).unwrap()),
     };
     let pool = Pool::open(host, stores, OpenOptions::default()).unwrap();
     block_on(pool.create_volume(new_device("vol"), volume_bytes, None)).unwrap();

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
+use crate::log::{Intent, WHOLE};
 use crate::map::{Place, Source};
 use crate::partial::{PARTIAL_BYTES_MAX, Partial};
 use crate::pool::Pool;
@@ -48,21 +49,22 @@ impl<H: Host> Pool<H> {
         }
     }
 
-    /// Fills in the sub-blocks that `within` touches, a range inside the block. The caller holds
-    /// the cell of the virtual block.
+    /// Copies the sub-blocks that `within` touches, a range inside the block, and that it does not own.
+    /// The caller holds the cell of the virtual block, and notes that it owns them, once the intent log
+    /// says so: from then on they are seen.
     pub(super) async fn fill(
         &self,
         device: &Device<H::Data>,
         partial: &Arc<Partial>,
         within: Range<u64>,
     ) -> Result<(), Error> {
-        while let Some(missing) = partial.first_missing(&within) {
-            let mut at = missing.start;
+        let mut at = within.start;
+        while let Some(missing) = partial.first_missing(&(at..within.end)) {
+            at = missing.start;
             while at < missing.end {
                 let len = FILL_BYTES_MAX.min(missing.end - at);
                 at += self.fill_run(device, partial, at, len).await?;
             }
-            partial.own(&missing);
         }
         Ok(())
     }
@@ -133,8 +135,40 @@ impl<H: Host> Pool<H> {
         if device.partials.contains(partial) {
             self.fill(device, partial, 0..self.block_size.bytes())
                 .await?;
-            self.forget_partial(device, partial.block);
+            self.note_whole(device, partial)?;
         }
+        Ok(())
+    }
+
+    /// Notes what a partial block that is mapped owns now, with the bytes of `range` in it. The caller
+    /// holds the cell.
+    pub(super) fn note_owned(
+        &self,
+        device: &Device<H::Data>,
+        partial: &Partial,
+        range: &Range<u64>,
+    ) -> Result<(), Error> {
+        let owned = partial.owned_with(range);
+        if owned == partial.owned() {
+            return Ok(());
+        }
+        let block = partial.block;
+        let recording = self.log.record();
+        self.append(&recording, device, partial.of, Intent::Own { block, owned })?;
+        partial.own_these(owned);
+        Ok(())
+    }
+
+    /// Drops the note on a block that is whole now: from here on it is written without notes, so the
+    /// log has to know.
+    fn note_whole(&self, device: &Device<H::Data>, partial: &Partial) -> Result<(), Error> {
+        let intent = Intent::Own {
+            block: partial.block,
+            owned: WHOLE,
+        };
+        let recording = self.log.record();
+        self.append(&recording, device, partial.of, intent)?;
+        self.forget_partial(device, partial.block);
         Ok(())
     }
 
@@ -144,7 +178,7 @@ impl<H: Host> Pool<H> {
         blocks.saturating_mul(self.block_size.bytes()) < PARTIAL_BYTES_MAX
     }
 
-    pub(super) fn note_partial(&self, device: &Device<H::Data>, partial: Arc<Partial>) {
+    pub(crate) fn note_partial(&self, device: &Device<H::Data>, partial: Arc<Partial>) {
         self.counters.partial_blocks.fetch_add(1, Ordering::Relaxed);
         device.partials.insert(partial);
     }

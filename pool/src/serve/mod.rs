@@ -14,12 +14,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::chunks::{Chunk, chunk_of};
+use crate::chunks::{Chunk, Replaced, chunk_of};
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
+use crate::info::Mode;
+use crate::log::{Intent, Record, Recording, log_error};
 use crate::pool::Pool;
-use crate::room::Waiting;
 use crate::trees::Mapping;
 use crate::units::VirtualBlock;
 
@@ -55,38 +56,74 @@ impl<H: Host> Pool<H> {
         }
     }
 
-    /// Changes a mapping in memory and notes which commit will make it durable. The caller holds
-    /// the block's cell.
+    /// Records a change of a mapping in the intent log, then does it. The caller holds the block's cell.
     fn change(
+        &self,
+        device: &Device<H::Data>,
+        chunk: &Chunk,
+        at: VirtualBlock,
+        intent: Intent,
+    ) -> Result<(), Error> {
+        let recording = self.log.record();
+        self.append(&recording, device, at, intent)?;
+        let mapping = match intent {
+            Intent::Map { mapping, .. } => Some(mapping),
+            Intent::Own { .. } | Intent::Unmap => None,
+        };
+        let replaced = self.set(device, chunk, at, mapping, true);
+        drop(recording);
+        if let Some(block) = replaced.never_collected {
+            self.forget_partial(device, block);
+            self.epochs.retire(vec![block]);
+        }
+        Ok(())
+    }
+
+    /// Records something in the intent log. When that fails but for want of space, it is not known what is
+    /// in the log, and nothing may change any more.
+    fn append(
+        &self,
+        recording: &Recording<'_>,
+        device: &Device<H::Data>,
+        at: VirtualBlock,
+        intent: Intent,
+    ) -> Result<(), Error> {
+        let record = Record {
+            device: device.id,
+            at,
+            intent,
+        };
+        let appended = recording.append(&record).map_err(log_error);
+        if let Err(cause) = &appended
+            && !cause.is_full()
+        {
+            self.stop(Mode::ReadOnly, &cause.to_string());
+        }
+        appended
+    }
+
+    /// Changes a mapping in memory and notes which commit will make it durable, if one can.
+    pub(crate) fn set(
         &self,
         device: &Device<H::Data>,
         chunk: &Chunk,
         block: VirtualBlock,
         mapping: Option<Mapping>,
-    ) {
-        let counters = &self.counters;
-        // Counted as being made before it is told that something waits, and until it is counted as
-        // waiting: a commit that ends in between must not take that back.
-        counters.changes_being_made.fetch_add(1, Ordering::SeqCst);
-        self.watch.changed();
+        can_commit: bool,
+    ) -> Replaced {
         let replaced = device.chunks.set(chunk, block, mapping, |is_first| {
-            let next = self.commits.next();
-            device.durable_with.fetch_max(next, Ordering::SeqCst);
-            counters.wait(Waiting {
-                changes: 1,
-                chunks: u64::from(is_first),
-            });
+            if can_commit {
+                let next = self.commits.next();
+                device.durable_with.fetch_max(next, Ordering::SeqCst);
+                self.backlog.add(is_first);
+            }
         });
-        counters.changes_being_made.fetch_sub(1, Ordering::SeqCst);
         match (replaced.before.is_some(), mapping.is_some()) {
             (false, true) => device.mapped_blocks.fetch_add(1, Ordering::Relaxed),
             (true, false) => device.mapped_blocks.fetch_sub(1, Ordering::Relaxed),
             _ => 0,
         };
-        if let Some(block) = replaced.never_collected {
-            self.forget_partial(device, block);
-            self.epochs.retire(vec![block]);
-        }
+        replaced
     }
 }
 

@@ -8,6 +8,7 @@ use crate::chunks::{chunk_of, first_block};
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::Host;
+use crate::log::Intent;
 use crate::map::{self, Place, Zeroing};
 use crate::pool::Pool;
 use crate::serve::check_range;
@@ -41,28 +42,46 @@ impl<H: Host> Pool<H> {
     ) -> Result<(), Error> {
         let mut next = blocks.start;
         while next < blocks.end {
-            let first = VirtualBlock(next);
-            let end = blocks.end.min(first_block(chunk_of(first) + 1).0);
-            {
-                let _pass = device.writes.enter().await;
-                self.check_writable(device)?;
-                let _epoch = self.epochs.enter();
-                let chunk = self.chunk(device, first).await?;
-                for block in (next..end).map(VirtualBlock) {
-                    if chunk.get(block).is_none() {
-                        continue;
-                    }
-                    let _cell = device.blocks.lock(block.0).await;
-                    if chunk.get(block).is_some() {
-                        self.change(device, &chunk, block, None);
-                    }
-                }
+            if self.backlog.left_out() >= self.log.records_max() {
+                // What cannot be committed must not pile up.
+                device.check_covered(0)?;
+            }
+            let end = blocks
+                .end
+                .min(first_block(chunk_of(VirtualBlock(next)) + 1).0);
+            next = self.unmap_in_chunk(device, next..end).await?;
+            if next < end {
+                self.commit_through(self.commits.next()).await?;
             }
             self.throttle_changes().await?;
             yield_now().await;
-            next = end;
         }
         Ok(())
+    }
+
+    /// Unmaps blocks of one chunk. Returns how far it came: the log may be full until the next commit.
+    async fn unmap_in_chunk(
+        self: &Arc<Self>,
+        device: &Arc<Device<H::Data>>,
+        blocks: Range<u64>,
+    ) -> Result<u64, Error> {
+        let _pass = device.writes.enter().await;
+        self.check_writable(device)?;
+        let _epoch = self.epochs.enter();
+        let chunk = self.chunk(device, VirtualBlock(blocks.start)).await?;
+        for block in blocks.clone().map(VirtualBlock) {
+            if chunk.get(block).is_none() {
+                continue;
+            }
+            let Some(_permit) = self.log.permit(1) else {
+                return Ok(block.0);
+            };
+            let _cell = device.blocks.lock(block.0).await;
+            if chunk.get(block).is_some() {
+                self.change(device, &chunk, block, Intent::Unmap)?;
+            }
+        }
+        Ok(blocks.end)
     }
 
     pub(crate) async fn write_zeroes(

@@ -11,7 +11,8 @@
 //!    block holds around them;
 //! 4. note which sub-blocks the new block owns (`partial.rs`): the others are read from where they
 //!    were, until the next commit fills them in;
-//! 5. only then change the mapping in memory (invariant 3), and answer.
+//! 5. record it in the intent log, so that it outlives the process (invariant 13);
+//! 6. only then change the mapping in memory (invariant 3), and answer.
 //!
 //! Nothing has to be committed first. The new mapping becomes durable with a later commit, which
 //! makes the block whole and syncs the data store before it; a power cut before that brings back
@@ -32,11 +33,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::chunks::Chunk;
-use crate::chunks::chunk_of;
+use crate::chunks::{Chunk, chunk_of};
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
+use crate::log::Intent;
 use crate::map::{self, BlockPart, Place};
 use crate::partial::Partial;
 use crate::pool::Pool;
@@ -250,8 +251,13 @@ impl<H: Host> Pool<H> {
             let at = self.block_size.position(block) + part.begin;
             return Ok(self.write_in_place(at, payload, false).await?);
         };
-        self.write_sub_blocks(device, &partial, part, payload)
+        let Some(_permit) = self.log.permit(1) else {
+            return Err(Stopped::NeedsCommit);
+        };
+        let range = self
+            .write_sub_blocks(device, &partial, part, payload)
             .await?;
+        self.note_owned(device, &partial, &range)?;
         if partial.is_whole() {
             self.forget_partial(device, block);
         }
@@ -287,21 +293,29 @@ impl<H: Host> Pool<H> {
         if may_show_garbage {
             partial.own(&(0..self.block_size.bytes()));
         }
-        self.write_sub_blocks(device, &partial, part, payload)
+        let range = self
+            .write_sub_blocks(device, &partial, part, payload)
             .await?;
+        partial.own(&range);
         if !self.may_stay_partial() {
             let whole = 0..self.block_size.bytes();
-            self.fill(device, &partial, whole).await?;
+            self.fill(device, &partial, whole.clone()).await?;
+            partial.own(&whole);
         }
+        let time = self.time.load(Ordering::Acquire);
+        let mapping = Mapping { block, time };
+        let intent = Intent::map(mapping, Some(&*partial));
         if !partial.is_whole() {
             self.note_partial(device, partial);
         }
-        let time = self.time.load(Ordering::Acquire);
-        let mapping = Mapping {
-            block: reserved.keep(),
-            time,
-        };
-        self.change(device, chunk, part.block, Some(mapping));
+        let changed = self.change(device, chunk, part.block, intent);
+        if changed.as_ref().is_err_and(Error::is_full) {
+            // The log has not taken it, so the block is free.
+            self.forget_partial(device, block);
+        } else {
+            reserved.keep();
+        }
+        changed?;
         let counter = match place {
             Place::Unmapped => &self.counters.provisioned_blocks,
             Place::Exclusive(_) | Place::MaybeShared(_) => &self.counters.copied_blocks,
@@ -310,24 +324,25 @@ impl<H: Host> Pool<H> {
         Ok(())
     }
 
-    /// Writes a part of a partial block. The caller holds the cell.
+    /// Writes a part of a partial block; returns the range it is to own now. The caller holds the cell.
     async fn write_sub_blocks(
         &self,
         device: &Device<H::Data>,
         partial: &Arc<Partial>,
         part: &BlockPart,
         payload: Payload<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<Range<u64>, Error> {
         let range = part.begin..part.begin + part.len;
-        for boundary in [range.start, range.end] {
-            if let Some(sub_block) = partial.cut_by(boundary) {
-                self.fill(device, partial, sub_block).await?;
-            }
+        let first = partial.cut_by(range.start);
+        let last = partial
+            .cut_by(range.end)
+            .filter(|last| Some(last) != first.as_ref());
+        for sub_block in [first, last].into_iter().flatten() {
+            self.fill(device, partial, sub_block).await?;
         }
         let at = self.block_size.position(partial.block) + part.begin;
         self.write_in_place(at, payload, false).await?;
-        partial.own(&range);
-        Ok(())
+        Ok(range)
     }
 }
 
@@ -360,11 +375,8 @@ struct Reserved<'a, H: Host> {
 }
 
 impl<H: Host> Reserved<'_, H> {
-    fn keep(mut self) -> DataBlock {
-        let Some(block) = self.block.take() else {
-            unreachable!("a block is kept once")
-        };
-        block
+    fn keep(mut self) {
+        self.block = None;
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Driver {
     /// What the pool may be as well after the next opening, when an operation on names was
     /// interrupted.
     alternative: Option<Model>,
+    /// What it was before the operation in which the daemon was killed.
+    before_kill: Option<Model>,
     pool: Option<Arc<Pool<SimHost>>>,
     held: Vec<ThinDevice<SimHost>>,
     prng: Prng,
@@ -47,6 +49,8 @@ pub struct Tally {
     pub full: u64,
     /// Openings after a power cut.
     pub cuts: u64,
+    /// Openings after the daemon was killed.
+    pub kills: u64,
     /// Openings after closing.
     pub reopenings: u64,
     /// Full checks of the metadata.
@@ -64,6 +68,7 @@ impl Tally {
         self.refused += other.refused;
         self.full += other.full;
         self.cuts += other.cuts;
+        self.kills += other.kills;
         self.reopenings += other.reopenings;
         self.checks += other.checks;
         self.tool_checks += other.tool_checks;
@@ -86,6 +91,7 @@ impl Driver {
             machine,
             model: Model::new(geometry.data_blocks),
             alternative: None,
+            before_kill: None,
             pool: Some(pool),
             held: Vec::new(),
             prng,
@@ -146,10 +152,15 @@ impl Driver {
             }
             _ => {}
         }
-        let before = op.is_control().then(|| self.model.clone());
+        let is_kill = self.machine.power.is_kill();
+        let before = (op.is_control() || is_kill).then(|| self.model.clone());
         let expected = self.model.apply(op, self.number);
         let outcome = block_on(self.perform(op));
         if self.machine.power.is_off() {
+            if is_kill && outcome.is_err() {
+                self.before_kill.clone_from(&before);
+            }
+            let before = before.filter(|_| op.is_control());
             // Whether it was done is seen after the next opening.
             match (before, outcome) {
                 (_, Ok(_)) => self.model.settle(op),
@@ -173,7 +184,7 @@ impl Driver {
         self.number += 1;
         self.tally.operations += 1;
         self.history.push(format!("{}: {op:?}", self.number));
-        let before = op.is_control().then(|| self.model.clone());
+        let before = self.model.clone();
         let expected = self.model.apply(op, self.number);
         let outcome = block_on(self.perform(op));
         let plan = self.machine.power.suspend();
@@ -184,7 +195,8 @@ impl Driver {
                 self.machine.power.fault_hit(),
                 "{op:?} failed without a fault: {cause}"
             );
-            self.alternative = before;
+            self.alternative = op.is_control().then(|| before.clone());
+            self.before_kill = Some(before);
             self.history.push(format!("failed: {cause}"));
             return false;
         }

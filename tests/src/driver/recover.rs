@@ -8,7 +8,7 @@ use super::Driver;
 use crate::executor::block_on;
 use crate::image::{Dumped, dumped};
 use crate::model::{Mapping, Model, UNIT, Unit};
-use crate::sim::to_usize;
+use crate::sim::{Shape, to_usize};
 
 impl Driver {
     /// Opens the pool. After a clean close everything must be exactly as it was; after a power cut
@@ -34,19 +34,98 @@ impl Driver {
         self.machine.power.resume(plan);
     }
 
+    /// Kills the daemon, if it is not dead yet, and opens the pool again: what was acknowledged must be
+    /// there. Now and then the power goes right afterwards.
+    ///
+    /// # Panics
+    /// When what is there then is not what must be.
+    pub fn kill(&mut self, shape: Shape) {
+        self.machine.power.cut();
+        self.held.clear();
+        self.pool = None;
+        for device in self.model.devices.values_mut() {
+            device.open_count = 0;
+        }
+        self.tally.kills += 1;
+        self.history.push("killed".to_owned());
+        self.machine = self.machine.after_kill(&mut self.prng);
+        while self.prng.chance(30) {
+            self.kill_while_starting();
+        }
+        let pool = match self.machine.open() {
+            Ok(pool) => pool,
+            Err(cause) => panic!("the pool does not open after a kill: {cause}"),
+        };
+        self.pool = Some(pool);
+        let contents = self.read_all();
+        self.check_kept(&contents);
+        if self.prng.chance(25) {
+            return self.cut(shape);
+        }
+        self.settle_after_kill();
+        let dumped = dumped(&self.machine.metadata.image());
+        self.adopt(&dumped);
+        self.verify_everything();
+    }
+
+    /// A daemon that is killed before, during or after its first commit.
+    fn kill_while_starting(&mut self) {
+        self.history.push("killed while starting".to_owned());
+        let power = &self.machine.power;
+        power.set_kill(true);
+        power.cut_at(Some(self.prng.below(60)));
+        if let Ok(pool) = self.machine.open() {
+            let _ = block_on(pool.commit());
+        }
+        self.machine.power.cut();
+        self.machine = self.machine.after_kill(&mut self.prng);
+    }
+
+    /// Makes everything durable, by one commit or by flushes.
+    fn settle_after_kill(&mut self) {
+        let mut outcome = Ok(());
+        if self.prng.chance(50) {
+            for info in self.pool().devices() {
+                let device = self.pool().open_device(&info.name);
+                outcome = outcome.and(device.and_then(|device| block_on(device.flush())));
+            }
+        }
+        outcome = outcome.and_then(|()| block_on(self.pool().commit()));
+        assert!(outcome.is_ok(), "after a kill: {outcome:?}");
+    }
+
+    /// Sees whether everything is what it was, or what the interrupted operation may have made of it.
+    fn check_kept(&mut self, contents: &BTreeMap<DeviceName, Vec<u8>>) {
+        let before = self.before_kill.take();
+        let models = [Some(&self.model), before.as_ref()];
+        for (name, bytes) in contents {
+            for (unit, found) in (0..).zip(bytes.chunks(UNIT)) {
+                let mut devices = models
+                    .iter()
+                    .flatten()
+                    .filter_map(|model| model.devices.get(name));
+                assert!(
+                    devices.any(|device| device.unit(unit).is(found)),
+                    "after a kill: {name} at unit {unit} holds {:x?}",
+                    Unit::of(found)
+                );
+            }
+        }
+    }
+
     fn adopt(&mut self, dumped: &BTreeMap<u32, Dumped>) {
         let contents = self.read_all();
         let other = self.alternative.take();
         if let Err(reason) = self.try_adopt(&contents, dumped) {
             let Some(other) = other else {
-                panic!("after a power cut: {reason}")
+                panic!("after a cut or a kill: {reason}")
             };
             self.model = other;
             for device in self.model.devices.values_mut() {
                 device.open_count = 0;
             }
             if let Err(second) = self.try_adopt(&contents, dumped) {
-                panic!("after a power cut, neither done ({second}) nor undone ({reason})");
+                panic!("after a cut or a kill, neither done ({second}) nor undone ({reason})");
             }
         }
     }

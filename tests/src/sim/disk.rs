@@ -116,7 +116,10 @@ impl DataIo for SimDisk {
         let covered = self.image.lock().writes();
         self.power.pause().await;
         if let Verdict::Fail(cause) = self.power.begin(Io::DataSync) {
-            self.image.lock().lose(covered, &mut self.power.fork());
+            // The end of the daemon is no failure of the store.
+            if !self.power.is_off() {
+                self.image.lock().lose(covered, &mut self.power.fork());
+            }
             return Err(cause);
         }
         self.power.pause().await;
@@ -183,7 +186,11 @@ impl BlockStore for SimMetadata {
         let at = self.position(nr)?;
         match self.power.begin(Io::MetadataWrite) {
             Verdict::Fail(cause) => {
-                let part = to_usize(self.power.up_to(4096 / SECTOR) * SECTOR);
+                let sectors = match self.power.is_kill() {
+                    true => self.power.up_to(1) * 4096 / SECTOR,
+                    false => self.power.up_to(4096 / SECTOR),
+                };
+                let part = to_usize(sectors * SECTOR);
                 self.image
                     .lock()
                     .write(at, &block.as_bytes()[..part], false);
@@ -201,7 +208,9 @@ impl BlockStore for SimMetadata {
         let covered = image.writes();
         match self.power.begin(Io::MetadataFlush) {
             Verdict::Fail(cause) => {
-                image.lose(covered, &mut self.power.fork());
+                if !self.power.is_off() {
+                    image.lose(covered, &mut self.power.fork());
+                }
                 Err(cause)
             }
             Verdict::Go => {

@@ -7,6 +7,7 @@
 //!
 //! - the power goes at the n-th change of a store, which may happen in part; everything fails from
 //!   then on ([`Power::cut_at`]);
+//! - the daemon alone is killed there ([`Power::set_kill`]): what it wrote stays readable;
 //! - the n-th I/O of a kind fails, once or from then on ([`Fault`]), of several kinds at a time if
 //!   need be; a failed write may have happened in part, a failed sync loses for good some of what it
 //!   covered.
@@ -17,6 +18,7 @@ mod catalog;
 mod disk;
 mod host;
 mod image;
+mod log;
 mod power;
 
 pub use catalog::SimCatalog;
@@ -24,6 +26,7 @@ pub use disk::{SimDisk, SimMetadata};
 pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
 pub(crate) use image::to_usize;
 pub use image::{Image, Shape};
+pub use log::SimLog;
 pub use power::{Fault, FaultKind, Io, Plan, Power};
 
 use std::sync::Arc;
@@ -51,6 +54,8 @@ pub struct Machine {
     pub metadata: Arc<SimMetadata>,
     /// The catalog's file.
     pub catalog: SimCatalog,
+    /// The intent log's file.
+    pub log: SimLog,
 }
 
 impl Machine {
@@ -63,7 +68,8 @@ impl Machine {
         let block = BlockSize::DEFAULT.bytes();
         let data = Image::new(geometry.data_blocks * block, 0xa5);
         let metadata = Image::new(geometry.metadata_blocks * 4096, 0);
-        let machine = Self::on(power, data, metadata, Vec::new());
+        let log = SimLog::new(Arc::clone(&power), 0, None);
+        let machine = Self::on(power, data, metadata, Vec::new(), log);
         let formatted = Pool::<SimHost>::format(
             Arc::clone(&machine.metadata) as _,
             BlockSize::DEFAULT,
@@ -74,11 +80,12 @@ impl Machine {
         machine
     }
 
-    fn on(power: Arc<Power>, data: Image, metadata: Image, catalog: Vec<u8>) -> Self {
+    fn on(power: Arc<Power>, data: Image, metadata: Image, catalog: Vec<u8>, log: SimLog) -> Self {
         Machine {
             data: SimDisk::new(Arc::clone(&power), data),
             metadata: Arc::new(SimMetadata::new(Arc::clone(&power), metadata)),
             catalog: SimCatalog::new(Arc::clone(&power), catalog),
+            log,
             power,
         }
     }
@@ -88,24 +95,57 @@ impl Machine {
     /// # Errors
     /// Those of [`Pool::open`].
     pub fn open(&self) -> Result<Arc<Pool<SimHost>>, Error> {
+        self.open_with(OpenOptions::default())
+    }
+
+    /// Opens the pool for reading only.
+    ///
+    /// # Errors
+    /// Those of [`Pool::open`].
+    pub fn open_read_only(&self) -> Result<Arc<Pool<SimHost>>, Error> {
+        self.open_with(OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        })
+    }
+
+    fn open_with(&self, options: OpenOptions) -> Result<Arc<Pool<SimHost>>, Error> {
         let stores = Stores {
             metadata: Arc::clone(&self.metadata) as _,
             data: self.data.clone(),
             catalog: Box::new(self.catalog.clone()),
+            log: Box::new(self.log.clone()),
         };
         let host = Arc::new(SimHost::new(Arc::clone(&self.power)));
-        Pool::open(host, stores, OpenOptions::default())
+        Pool::open(host, stores, options)
     }
 
     /// The machine after a power cut that kept of unsynced sectors what `shape` says.
     pub fn after_cut(&self, shape: Shape, prng: &mut Prng) -> Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
+        let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, self.log.content());
         Machine::on(
             power,
             self.data.image().after_cut(shape, prng),
             self.metadata.image().after_cut(shape, prng),
             self.catalog.content(),
+            log,
+        )
+    }
+
+    /// The machine after the daemon was killed: all that it wrote is still to be read, and what it had
+    /// not synced would still be lost with the power.
+    pub fn after_kill(&self, prng: &mut Prng) -> Machine {
+        let power = Arc::new(Power::new(prng.fork()));
+        power.set_pauses(self.power.pauses());
+        let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.content());
+        Machine::on(
+            power,
+            self.data.image(),
+            self.metadata.image(),
+            self.catalog.content(),
+            log,
         )
     }
 }

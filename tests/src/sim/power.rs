@@ -29,11 +29,18 @@ pub enum Io {
     CatalogLoad,
     /// Appending to or replacing the catalog.
     CatalogWrite,
+    /// Reading the intent log.
+    LogLoad,
+    /// Creating, writing or removing the intent log.
+    LogWrite,
 }
 
 impl Io {
     fn changes(self) -> bool {
-        !matches!(self, Io::DataRead | Io::MetadataRead | Io::CatalogLoad)
+        !matches!(
+            self,
+            Io::DataRead | Io::MetadataRead | Io::CatalogLoad | Io::LogLoad
+        )
     }
 }
 
@@ -99,6 +106,7 @@ struct State {
     fault_hit: bool,
     data_sync_failed: bool,
     pauses: u64,
+    is_kill: bool,
 }
 
 impl State {
@@ -144,12 +152,24 @@ impl Power {
             fault_hit: false,
             data_sync_failed: false,
             pauses: 0,
+            is_kill: false,
         }))
     }
 
     /// Cuts the power at the change with this number, counted from 0 at the machine's start.
     pub fn cut_at(&self, change: Option<u64>) {
         self.0.lock().cut_at = change;
+    }
+
+    /// Whether the daemon alone is killed where the power would be cut. The kernel goes on then: what
+    /// it was given stays, and a metadata block that it began to copy it copies whole.
+    pub fn set_kill(&self, is_kill: bool) {
+        self.0.lock().is_kill = is_kill;
+    }
+
+    /// Whether the daemon alone is killed where the power would be cut.
+    pub fn is_kill(&self) -> bool {
+        self.0.lock().is_kill
     }
 
     /// Cuts the power now.

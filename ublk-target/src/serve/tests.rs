@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use metadata_btree::{BlockStore, FileStore};
 use pool::{BlockSize, DeviceName, FileCatalog, Identity, NewDevice, Pool, Stores};
-use reactor::{FileHost, block_on};
+use reactor::{FileHost, FileLog, block_on};
 
 use super::*;
 
@@ -60,6 +60,7 @@ fn rig(data_size: u64) -> Rig {
         metadata,
         data: host.open_data(&path("data"), false).unwrap(),
         catalog: Box::new(FileCatalog::new(path("catalog"))),
+        log: Box::new(FileLog::new(path("log"), &[]).unwrap()),
     };
     let pool = Pool::open(host, stores, pool::OpenOptions::default()).unwrap();
     block_on(pool.create_volume(new_device("vol"), SIZE, None)).unwrap();

@@ -1,0 +1,293 @@
+//! The intent log: what a daemon acknowledged outlives it.
+//!
+//! Between two commits, changed mappings are in memory only. Each is therefore recorded here as well,
+//! before anybody can see it: a copy into the kernel's page cache, no disk write. When the daemon is
+//! killed, the next one finds the records there and does the changes again (`replay.rs`). After a
+//! power cut they are worth nothing, and the last commit stands, as with any disk that has a volatile
+//! cache. Nor are they when a sync of the data store has failed: data that they map may be lost then, and
+//! the log is made void.
+//!
+//! # Generations
+//!
+//! While a commit runs, changes for the next one come in already. So records are numbered by
+//! *generation*: a commit begins a new one at the instant in which it collects what changed before.
+//! Whether a commit was completed is seen in the superblock. Before it is written, an [`Entry`] says:
+//! with this superblock, replay from that generation on. Two successive superblocks always differ,
+//! since a commit never writes a tree's root where the last one has it.
+//!
+//! There are two areas, for generations of even and of odd numbers. A generation is overwritten by the
+//! next but one, which begins only when the commit between them is complete.
+//!
+//! ```text
+//! page 0, 1        entries of the last two commits, by the parity of their generation
+//! then 2 areas     of `slots` records each, 64 bytes a slot
+//! ```
+//!
+//! # The kernel
+//!
+//! While there may be records, a flag in the superblock keeps the kernel from activating the pool, which it
+//! would take as it was at its last commit. The first change of all waits for a commit that sets the flag;
+//! closing the pool clears it.
+//!
+//! # Slots
+//!
+//! Slots are taken in order, and filled by whoever took them: a daemon that dies leaves empty ones
+//! between. Nobody saw what an empty slot was for.
+
+mod load;
+mod record;
+mod store;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use metadata_btree::Block;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+pub(crate) use load::{Loaded, load};
+pub(crate) use record::{Intent, Record, WHOLE};
+pub use store::LogStore;
+
+use crate::error::Error;
+use record::{Entry, Layout, VOID};
+
+/// The fewest records that a generation has room for.
+const RECORDS_MIN: u64 = 1024;
+
+/// The most records that are permitted in a generation: what a start has to replay.
+const RECORDS_MAX: u64 = 65_536;
+
+/// Slots for a permitted record. The others are for what a commit itself records: blocks made whole,
+/// changes it has to leave out, and all that was replayed.
+const SLOTS_A_RECORD: u64 = 4;
+
+/// The first generation of a log: of the first area.
+const FIRST: u64 = 2;
+
+/// The log of an open pool.
+pub(crate) struct IntentLog {
+    store: Box<dyn LogStore>,
+    layout: Layout,
+    /// How many records a generation may have before a commit must come.
+    records_max: u64,
+    /// The generation that takes records.
+    generation: RwLock<u64>,
+    /// The next slot of its area.
+    next_slot: AtomicU64,
+    /// Records in it that needed permission.
+    recorded: AtomicU64,
+    /// Records that have it and may still come.
+    permitted: AtomicU64,
+    /// Whether the store has been given a log by this daemon.
+    is_created: AtomicBool,
+    /// Whether the superblock says that there is a log: [`NO`], [`WANTED`] or [`YES`].
+    announced: AtomicU8,
+}
+
+const NO: u8 = 0;
+const WANTED: u8 = 1;
+const YES: u8 = 2;
+
+impl IntentLog {
+    /// The log of a pool of so many data blocks, after what an earlier one held was replayed. Nothing
+    /// can be recorded before it was created.
+    pub(crate) fn new(
+        store: Box<dyn LogStore>,
+        data_blocks: u64,
+        replayed: u64,
+        is_announced: bool,
+    ) -> Self {
+        let records_max = data_blocks.clamp(RECORDS_MIN, RECORDS_MAX);
+        IntentLog {
+            store,
+            layout: Layout {
+                slots: SLOTS_A_RECORD * records_max + 2 * replayed,
+            },
+            records_max,
+            generation: RwLock::new(FIRST),
+            next_slot: AtomicU64::new(replayed),
+            recorded: AtomicU64::new(replayed),
+            permitted: AtomicU64::new(0),
+            is_created: AtomicBool::new(false),
+            announced: AtomicU8::new(if is_announced { YES } else { NO }),
+        }
+    }
+
+    /// Replaces the log of an earlier daemon: what was replayed from it comes first in this one.
+    pub(crate) fn take_over(&self, superblock: &Block, replayed: &[Record]) -> io::Result<()> {
+        let mut content = self.entry(superblock, FIRST).encode();
+        content.resize(self.layout.position(FIRST, 0), 0);
+        for record in replayed {
+            content.extend_from_slice(&record.encode(FIRST));
+        }
+        self.create(&content)
+    }
+
+    /// Sees to it that there is a log, if one is wanted. Whether the superblock has to say so.
+    pub(crate) fn create_if_wanted(&self) -> io::Result<bool> {
+        let is_wanted = self.is_wanted();
+        if is_wanted && !self.is_created.load(Ordering::SeqCst) {
+            self.create(&[])?;
+        }
+        Ok(is_wanted)
+    }
+
+    fn create(&self, content: &[u8]) -> io::Result<()> {
+        self.store.create(content, self.layout.len())?;
+        self.is_created.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Sees to it that nothing of this log is ever replayed.
+    pub(crate) fn make_void(&self) -> io::Result<()> {
+        if !self.is_created.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let void = self.entry(&Block::zeroed(), VOID);
+        self.store
+            .write(0, &[void.encode(), void.encode()].concat())
+    }
+
+    /// How many records a generation may have.
+    pub(crate) fn records_max(&self) -> u64 {
+        self.records_max
+    }
+
+    /// Whether the current generation has no record.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next_slot.load(Ordering::SeqCst) == 0
+    }
+
+    /// Removes the log of a pool that has committed everything.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        self.store.remove()
+    }
+
+    /// Permission for this many records in the generation that is current then; none when a commit
+    /// has to come first.
+    pub(crate) fn permit(&self, records: u64) -> Option<LogPermit<'_>> {
+        if self.announced.load(Ordering::SeqCst) != YES {
+            let (current, new) = (NO, WANTED);
+            let order = Ordering::SeqCst;
+            // Whoever was first has asked for it.
+            let _ = self.announced.compare_exchange(current, new, order, order);
+            return None;
+        }
+        let permit = LogPermit { log: self, records };
+        let permitted = self.permitted.fetch_add(records, Ordering::SeqCst) + records;
+        let recorded = self.recorded.load(Ordering::SeqCst);
+        (recorded + permitted <= self.records_max).then_some(permit)
+    }
+
+    /// Whether the next superblock has to say that there is a log.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.announced.load(Ordering::SeqCst) == WANTED
+    }
+
+    /// Notes what the superblock says that was written last.
+    pub(crate) fn note_announced(&self, has_log: bool) {
+        if has_log {
+            self.announced.store(YES, Ordering::SeqCst);
+        }
+    }
+
+    /// Keeps the generation from changing between a record and what it is about.
+    pub(crate) fn record(&self) -> Recording<'_> {
+        Recording {
+            log: self,
+            generation: self.generation.read(),
+        }
+    }
+
+    /// Keeps everybody else from recording.
+    pub(crate) fn stop(&self) -> Stopped<'_> {
+        Stopped {
+            log: self,
+            generation: self.generation.write(),
+        }
+    }
+
+    /// Notes that this superblock, about to be written, holds all before the current generation.
+    pub(crate) fn prepare(&self, superblock: &Block) -> io::Result<()> {
+        if !self.is_created.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let generation = *self.generation.read();
+        let page = self.entry(superblock, generation).encode();
+        self.store.write(Entry::position(generation), &page)
+    }
+
+    fn entry(&self, superblock: &Block, generation: u64) -> Entry {
+        Entry {
+            layout: self.layout,
+            generation,
+            incarnation: self.store.incarnation(),
+            superblock: Entry::superblock(superblock),
+        }
+    }
+
+    fn write(&self, generation: u64, record: &Record) -> io::Result<()> {
+        let slot = self.next_slot.fetch_add(1, Ordering::SeqCst);
+        if slot >= self.layout.slots {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "all its slots are taken",
+            ));
+        }
+        let at = self.layout.position(generation, slot);
+        self.store.write(at as u64, &record.encode(generation))
+    }
+}
+
+/// While this lives, no commit begins.
+pub(crate) struct Recording<'a> {
+    log: &'a IntentLog,
+    generation: RwLockReadGuard<'a, u64>,
+}
+
+impl Recording<'_> {
+    /// Records what is about to be done.
+    pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
+        self.log.recorded.fetch_add(1, Ordering::SeqCst);
+        self.log.write(*self.generation, record)
+    }
+}
+
+/// While this lives, nobody else records anything.
+pub(crate) struct Stopped<'a> {
+    log: &'a IntentLog,
+    generation: RwLockWriteGuard<'a, u64>,
+}
+
+impl Stopped<'_> {
+    /// Begins the next generation.
+    pub(crate) fn begin_generation(&mut self) {
+        *self.generation += 1;
+        self.log.next_slot.store(0, Ordering::SeqCst);
+        self.log.recorded.store(0, Ordering::SeqCst);
+    }
+
+    /// Records again what the generation before has, and the commit that ends it leaves out.
+    pub(crate) fn carry(&self, record: &Record) -> io::Result<()> {
+        self.log.write(*self.generation, record)
+    }
+}
+
+pub(crate) fn log_error(source: io::Error) -> Error {
+    Error::Io {
+        what: "writing the intent log".into(),
+        source,
+    }
+}
+
+/// Records that may come.
+pub(crate) struct LogPermit<'a> {
+    log: &'a IntentLog,
+    records: u64,
+}
+
+impl Drop for LogPermit<'_> {
+    fn drop(&mut self) {
+        self.log.permitted.fetch_sub(self.records, Ordering::SeqCst);
+    }
+}
