@@ -11,6 +11,23 @@ use crate::error::Error;
 /// Where system programs are; a daemon's own search path often lacks the `sbin` folders.
 const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Set in the environment of a daemon whose service manager gave it a view of the file system of its own:
+/// what it mounted itself, nobody else would see. The manager runs `mount` and `umount` for it then.
+const MOUNTS_BY_MANAGER: &str = "THINPOOL_MOUNTS_BY_MANAGER";
+
+/// How systemd is asked to run a program, in the common view, with our output and to its end. It does
+/// so while the machine is being shut down, too.
+const BY_MANAGER: [&str; 8] = [
+    "systemd-run",
+    "--quiet",
+    "--collect",
+    "--wait",
+    "--pipe",
+    "--property=DefaultDependencies=no",
+    "--setenv=LC_ALL=C",
+    "--",
+];
+
 /// Session threads have names that begin so; see [`run`].
 pub(crate) const SESSION_THREAD_PREFIX: &str = "fuser-";
 
@@ -49,7 +66,7 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: Program, arguments: &[S]) -> Result<
         path.push(":");
     }
     path.push(SYSTEM_PATH);
-    let output = Command::new(program.name)
+    let output = command(program)
         .args(arguments)
         .env("PATH", path)
         .env("LC_ALL", "C")
@@ -65,6 +82,17 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: Program, arguments: &[S]) -> Result<
         command: command_line(program, arguments),
         reason,
     })
+}
+
+fn command(program: Program) -> Command {
+    let is_for_all = [MOUNT.name, UMOUNT.name].contains(&program.name);
+    if !is_for_all || env::var_os(MOUNTS_BY_MANAGER).is_none() {
+        return Command::new(program.name);
+    }
+    let (manager, options) = (BY_MANAGER[0], &BY_MANAGER[1..]);
+    let mut command = Command::new(manager);
+    command.args(options).arg(program.name);
+    command
 }
 
 fn start_error(program: Program, source: io::Error) -> Error {
