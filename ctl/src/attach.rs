@@ -32,11 +32,12 @@ use reactor::FileHost;
 use tokio::sync::{Mutex, Notify};
 
 use crate::links::Links;
-use crate::pool_dir::PoolDir;
+use crate::pool_dir::{ATTACHMENTS_FILE, Persistent, PoolDir};
 use crate::protocol::{
     AttachRequest, AttachTarget, Attachment, CallError, CallErrorKind, Detached,
 };
 use crate::service::PoolService;
+use crate::systemd;
 use crate::transports::{Choice, Transport, choose};
 use ublk::{BlockDevice, BlockDevices, Leftover};
 
@@ -240,6 +241,7 @@ impl Attachments {
         let asked = request.transport;
         let choice = blocking(move || choose(asked)).await??;
         let id = info.id;
+        let persistent = request.persist.then(|| Persistent::from(&request));
         let mut attached = match choice.transport {
             Transport::Ublk => {
                 self.attach_block(state, service, &info, request, choice)
@@ -250,8 +252,33 @@ impl Attachments {
         let attachment = &mut attached.attachment;
         attachment.link = self.links.make(&attachment.name, &attachment.device);
         let attachment = attachment.clone();
+        if let Some(Err(error)) = persistent.map(|persistent| service.dir.persist(persistent)) {
+            if let Err((attached, cause)) = self.take_away(state, attached).await {
+                tracing::warn!("{} is left attached: {cause}", attachment.device.display());
+                state.attached.insert(id, attached);
+            }
+            return Err(error);
+        }
         state.attached.insert(id, attached);
         Ok(attachment)
+    }
+
+    /// Attaches what every daemon is to attach, unless it is still there. What cannot be is told in
+    /// the log.
+    pub async fn attach_persistent(&self, service: &Arc<PoolService>) {
+        let place = self.pool_dir.join(ATTACHMENTS_FILE);
+        let persistent = match service.dir.persistent() {
+            Ok(persistent) => persistent,
+            Err(error) => return tracing::error!("nothing is attached: {error}"),
+        };
+        for persistent in persistent {
+            let name = persistent.name.clone();
+            match self.attach(service, persistent.into()).await {
+                Ok(attachment) => tracing::info!("{name}: {}", attachment.device.display()),
+                Err(error) if error.kind == CallErrorKind::Exists => {}
+                Err(error) => tracing::error!("{}: {name}: {error}", place.display()),
+            }
+        }
     }
 
     async fn attach_block(
@@ -354,6 +381,15 @@ impl Attachments {
                 .map(|(id, _)| *id),
         };
         let Some(attached) = found.and_then(|id| Some((id, state.attached.remove(&id)?))) else {
+            if let AttachTarget::Name(name) = target
+                && service.dir.forget_persistent(name)?
+            {
+                return Ok(Detached {
+                    name: name.clone(),
+                    device: None,
+                    daemon_ends: false,
+                });
+            }
             let what = match target {
                 AttachTarget::Name(name) => format!("{}/{name}", self.pool_dir.display()),
                 AttachTarget::Device(device) => device.display().to_string(),
@@ -373,10 +409,12 @@ impl Attachments {
         if is_empty {
             self.emptied.notify_one();
         }
+        let name = current_name(service, id, &attachment);
+        service.dir.forget_persistent(&name)?;
         let daemon_ends = is_empty && self.ends_when_empty.load(Ordering::Relaxed);
         Ok(Detached {
-            name: attachment.name,
-            device: attachment.device,
+            name,
+            device: Some(attachment.device),
             daemon_ends,
         })
     }
@@ -444,30 +482,34 @@ impl Attachments {
         state.attached.is_empty()
     }
 
-    /// Detaches everything, as far as it lets go, and takes the mount away. Block devices that are in
-    /// use and can wait for the next daemon are left to it.
-    pub async fn shut_down(&self) {
+    /// Detaches everything, as far as it lets go, and takes the mount away. Block devices that can wait
+    /// for the next daemon are left to it if they are in use, or are to be attached by it anyway. Not so
+    /// when the machine is shut down: whoever unmounts them meanwhile needs a daemon, so this waits
+    /// until they are free, or until the service manager loses patience.
+    pub async fn shut_down(&self, service: &PoolService) {
+        let machine_ends = blocking(systemd::machine_ends).await.unwrap_or_default();
         let mut state = self.state.lock().await;
         let mut tries_left = SHUTDOWN_RETRIES_MAX;
         while let Some((id, attached)) = state.attached.pop_first() {
             let device = attached.attachment.device.clone();
             let mountpoint = attached.attachment.mountpoint.clone();
             let is_block = matches!(attached.backing, Backing::Block(_));
-            // A file system on it stays mounted, and is there when the next daemon is.
-            let result = if is_block && is_mounted(mountpoint.as_deref()) {
-                let reason = CallError::new(CallErrorKind::Busy, "it is mounted");
-                Err((attached, reason))
-            } else {
-                self.take_away(&mut state, attached).await
+            let can_wait = is_block && !machine_ends;
+            let stays = can_wait.then(|| self.reason_to_stay(service, id, &attached.attachment));
+            let result = match stays.flatten() {
+                Some(reason) => Err((attached, CallError::new(CallErrorKind::Busy, reason))),
+                None => self.take_away(&mut state, attached).await,
             };
             match result {
                 Ok(()) => {}
-                Err((attached, cause)) if is_block => leave(attached, &cause).await,
-                Err((attached, cause)) if cause.kind == CallErrorKind::Busy && tries_left > 0 => {
+                Err((attached, cause)) if can_wait => leave(attached, &cause).await,
+                Err((attached, cause))
+                    if machine_ends || cause.kind == CallErrorKind::Busy && tries_left > 0 =>
+                {
                     if tries_left == SHUTDOWN_RETRIES_MAX {
                         tracing::warn!("waiting for {}: {cause}", device.display());
                     }
-                    tries_left -= 1;
+                    tries_left = tries_left.saturating_sub(1);
                     state.attached.insert(id, attached);
                     tokio::time::sleep(SHUTDOWN_RETRY_INTERVAL).await;
                 }
@@ -491,6 +533,26 @@ impl Attachments {
         if left.await.is_ok_and(|left| left.is_empty()) {
             self.remove_runtime_dir();
         }
+    }
+
+    /// Why a block device that can wait for the next daemon is not even tried to be taken away.
+    fn reason_to_stay(
+        &self,
+        service: &PoolService,
+        id: u32,
+        attachment: &Attachment,
+    ) -> Option<&'static str> {
+        // The file system on it is there again when the next daemon is.
+        if is_mounted(attachment.mountpoint.as_deref()) {
+            return Some("it is mounted");
+        }
+        if self.ends_when_empty.load(Ordering::Relaxed) {
+            return None;
+        }
+        let persistent = service.dir.persistent().unwrap_or_default();
+        let name = current_name(service, id, attachment);
+        let is_persistent = persistent.iter().any(|other| other.name == name);
+        is_persistent.then_some("it is persistent")
     }
 
     /// What is still in use stays; the next daemon takes it over.
@@ -558,6 +620,13 @@ impl Attachments {
 fn volume_of(service: &PoolService, leftover: &Leftover) -> Option<DeviceInfo> {
     let is_it = |info: &DeviceInfo| info.uuid == leftover.volume();
     service.pool.devices().into_iter().find(is_it)
+}
+
+/// The name of what is attached, which may have been renamed since.
+fn current_name(service: &PoolService, id: u32, attachment: &Attachment) -> DeviceName {
+    let mut devices = service.pool.devices().into_iter();
+    let info = devices.find(|info| info.id == id);
+    info.map_or_else(|| attachment.name.clone(), |info| info.name)
 }
 
 /// Leaves a block device to the next daemon.

@@ -135,7 +135,7 @@ pub enum Command {
     Serve(ServeArgs),
     /// Make a volume or snapshot a local block device
     Attach(AttachArgs),
-    /// Undo an attachment
+    /// Undo an attachment, a persistent one for good
     Detach {
         /// The volume or snapshot, or its block device
         #[arg(value_name = "POOL/VOL[@SNAP]|DEV")]
@@ -262,6 +262,9 @@ pub struct AttachArgs {
     /// Mount its file system here, read only for what is read only
     #[arg(long, value_name = "MNT")]
     pub mount: Option<PathBuf>,
+    /// Attach it again, in the same way, whenever the pool's daemon is started, until it is detached
+    #[arg(long)]
+    pub persist: bool,
 }
 
 impl AttachArgs {

@@ -35,6 +35,7 @@ use crate::frame::Frame;
 use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
 use crate::protocol::{Call, CallError, CallErrorKind, Event, PoolInfo, Progress, Reply};
 use crate::service::{PoolService, ProgressSink, execute};
+use crate::service_manager::HandedSockets;
 use crate::transfer::{PIECE_LEN, Reading, Writing};
 
 /// Pieces of an answer on their way.
@@ -43,19 +44,33 @@ const PIECES_MAX: usize = 4;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A bound control socket; its file goes with it.
+/// A pool's control socket.
 pub struct ControlSocket {
     listener: UnixListener,
-    directory: File,
+    /// Where its file is, which goes with it; none when the service manager keeps the socket.
+    directory: Option<File>,
 }
 
 impl ControlSocket {
-    /// Binds the socket in the pool's directory. A socket left by a daemon that died is replaced;
-    /// the pool's lock must be held, so that no living one is.
+    /// Takes the socket that was handed over for the pool, or else binds one in its directory.
     ///
     /// # Errors
     /// `Busy` when somebody listens; what stopped it.
-    pub fn bind(dir: &PoolDir) -> Result<Self, CallError> {
+    pub fn open(dir: &PoolDir, handed: &mut HandedSockets) -> Result<Self, CallError> {
+        let Some(listener) = handed.take_of(dir) else {
+            return Self::bind(dir);
+        };
+        let listener = UnixListener::from_std(listener)
+            .map_err(|cause| CallError::io(dir.path.join(CONTROL_SOCKET).display(), &cause))?;
+        Ok(ControlSocket {
+            listener,
+            directory: None,
+        })
+    }
+
+    /// Binds the socket in the pool's directory. A socket left by a daemon that died is replaced;
+    /// the pool's lock must be held, so that no living one is.
+    fn bind(dir: &PoolDir) -> Result<Self, CallError> {
         let place = dir.path.join(CONTROL_SOCKET);
         let failed = |cause: &io::Error| CallError::io(place.display(), cause);
         let directory = File::open(&dir.path).map_err(|cause| failed(&cause))?;
@@ -76,7 +91,7 @@ impl ControlSocket {
             .map_err(|cause| failed(&cause))?;
         Ok(ControlSocket {
             listener,
-            directory,
+            directory: Some(directory),
         })
     }
 
@@ -95,7 +110,9 @@ impl ControlSocket {
         } = self;
         let remove = async move {
             stop.await;
-            if let Err(cause) = std::fs::remove_file(short_path(&directory)) {
+            if let Some(directory) = directory
+                && let Err(cause) = std::fs::remove_file(short_path(&directory))
+            {
                 tracing::warn!("{CONTROL_SOCKET}: {cause}");
             }
         };

@@ -1,5 +1,7 @@
 //! The daemon: opens pools, serves them until it is told to end, closes them.
 //!
+//! The service manager is told when all of that is done, and at its end: `service_manager`.
+//!
 //! It commits once a second what has changed and gives back the space of deleted devices in the
 //! background. A daemon that dies leaves a socket, at most, and a mount that answers nothing; the
 //! next one replaces both.
@@ -22,6 +24,7 @@ use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
 use crate::protocol::{CallError, CallErrorKind};
 use crate::serve_args::{NbdAddress, ServeArgs};
 use crate::service::PoolService;
+use crate::service_manager::{HandedSockets, keep_watch, tell_ready, tell_status, tell_stopping};
 use crate::session::patiently;
 
 /// How the ready line begins.
@@ -50,6 +53,7 @@ const WORKER_THREADS: usize = 2;
 /// # Errors
 /// What stopped it from starting or from closing cleanly.
 pub fn run(args: ServeArgs) -> Result<(), CallError> {
+    let handed = HandedSockets::take()?;
     if args.while_attached {
         // Fails only for the leader of a group, which a shell has put where it belongs.
         let _ = rustix::process::setsid();
@@ -59,36 +63,43 @@ pub fn run(args: ServeArgs) -> Result<(), CallError> {
         .enable_all()
         .build()
         .map_err(|cause| CallError::io("starting", &cause))?;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(serve(args, handed));
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: ServeArgs) -> Result<(), CallError> {
+async fn serve(args: ServeArgs, handed: HandedSockets) -> Result<(), CallError> {
     let mut signals = Signals::take().map_err(|cause| CallError::io("signals", &cause))?;
-    let pools = open_pools(&args).await?;
+    let pools = open_pools(&args, &handed).await?;
     if let Err(error) = recover_devices(&pools).await {
         // The table that cannot be read matters more than an error of closing what did not change.
         let _ = close_pools(&pools).await;
         return Err(error);
     }
-    let served = match Servers::start(&args, &pools).await {
+    let served = match Servers::start(&args, &pools, handed).await {
         Ok(servers) => {
             pools.iter().for_each(|service| log_opened(service));
+            if !args.while_attached {
+                attach_persistent(&pools).await;
+            }
             let announced = servers.announce(&pools);
             if announced.is_ok() {
+                tell_ready(&format!("serving {}", named(&pools)));
+                let dirs: Vec<_> = pools.iter().map(|service| service.dir.clone()).collect();
                 tokio::select! {
                     name = signals.wait() => tracing::info!("{name}: closing"),
                     () = nothing_attached(&args, &pools) => tracing::info!("nothing is attached: closing"),
+                    never = keep_watch(&dirs) => match never {},
                 }
             }
+            tell_stopping();
             servers.stop().await;
             announced
         }
         Err(error) => Err(error),
     };
     for service in &pools {
-        service.attachments.shut_down().await;
+        service.attachments.shut_down(service).await;
     }
     let closed = close_pools(&pools).await;
     tracing::info!("closed");
@@ -96,7 +107,10 @@ async fn serve(args: ServeArgs) -> Result<(), CallError> {
 }
 
 /// Opens all pools, or none.
-async fn open_pools(args: &ServeArgs) -> Result<Vec<Arc<PoolService>>, CallError> {
+async fn open_pools(
+    args: &ServeArgs,
+    handed: &HandedSockets,
+) -> Result<Vec<Arc<PoolService>>, CallError> {
     let mut dirs: Vec<PoolDir> = Vec::new();
     for argument in &args.pools {
         let dir = PoolDir::open(argument)?;
@@ -114,7 +128,8 @@ async fn open_pools(args: &ServeArgs) -> Result<Vec<Arc<PoolService>>, CallError
     }
     let mut pools = Vec::new();
     for dir in dirs {
-        match open_pool(&dir).await {
+        tell_status(&format!("opening {}", dir.path.display()));
+        match open_pool(&dir, handed.has(&dir)).await {
             Ok(service) => {
                 service.attachments.set_ends_when_empty(args.while_attached);
                 pools.push(Arc::new(service));
@@ -129,8 +144,9 @@ async fn open_pools(args: &ServeArgs) -> Result<Vec<Arc<PoolService>>, CallError
     Ok(pools)
 }
 
-async fn open_pool(dir: &PoolDir) -> Result<PoolService, CallError> {
-    if let Ok(Some(mut client)) = Client::connect(dir).await {
+async fn open_pool(dir: &PoolDir, has_socket: bool) -> Result<PoolService, CallError> {
+    // On a socket that we hold ourselves, nobody would answer.
+    if !has_socket && let Ok(Some(mut client)) = Client::connect(dir).await {
         match client.status().await {
             // It is just ending.
             Err(error) if error.kind == CallErrorKind::PoolHeld => {}
@@ -160,6 +176,25 @@ async fn recover_devices(pools: &[Arc<PoolService>]) -> Result<(), CallError> {
         service.attachments.recover(service).await?;
     }
     Ok(())
+}
+
+/// Attaches what every daemon is to attach; whoever waits for the daemon may rely on that.
+async fn attach_persistent(pools: &[Arc<PoolService>]) {
+    for service in pools {
+        tell_status(&format!(
+            "attaching devices of {}",
+            service.dir.path.display()
+        ));
+        service.attachments.attach_persistent(service).await;
+    }
+}
+
+/// The pools, for people.
+fn named(pools: &[Arc<PoolService>]) -> String {
+    let paths = pools
+        .iter()
+        .map(|service| service.dir.path.display().to_string());
+    paths.collect::<Vec<_>>().join(", ")
 }
 
 fn log_opened(service: &PoolService) {
@@ -192,11 +227,16 @@ struct Servers {
 }
 
 impl Servers {
-    async fn start(args: &ServeArgs, pools: &[Arc<PoolService>]) -> Result<Self, CallError> {
+    async fn start(
+        args: &ServeArgs,
+        pools: &[Arc<PoolService>],
+        mut handed: HandedSockets,
+    ) -> Result<Self, CallError> {
         let sockets = pools
             .iter()
-            .map(|service| ControlSocket::bind(&service.dir))
+            .map(|service| ControlSocket::open(&service.dir, &mut handed))
             .collect::<Result<Vec<_>, _>>()?;
+        handed.expect_none()?;
         let metrics = match args.metrics {
             None => None,
             Some(address) => {

@@ -5,7 +5,7 @@
 //! daemon otherwise. Reading order: `cli` and `serve_args` say what can be asked, `protocol` what
 //! travels; `pool_dir` finds and locks a pool, `service` opens it and executes; `session` decides
 //! where that happens; `commands` print. `daemon` puts `control`, `exports`, `attach` and `metrics`
-//! around a service.
+//! around a service, and `service_manager` hears of them.
 
 #![forbid(unsafe_code)]
 
@@ -27,8 +27,10 @@ mod pool_dir;
 mod protocol;
 mod serve_args;
 mod service;
+mod service_manager;
 mod session;
 mod size;
+mod systemd;
 mod table;
 mod transfer;
 mod transports;

@@ -1,13 +1,14 @@
 //! A pool's directory: where it is, what its `pool.toml` says, its stores and their locks.
 //!
 //! ```text
-//! pool.toml      version, uuid, where the stores are, options; written last, so it makes the pool
-//! catalog        names, sizes, lineage
-//! log            the intent log, while a pool is open or was not closed
-//! metadata       dm-thin metadata, unless it is elsewhere
-//! data           data blocks, unless they are elsewhere
-//! control.sock   while a daemon serves the pool
-//! daemon.log     of a daemon that `attach` started
+//! pool.toml         version, uuid, where the stores are, options; written last, so it makes the pool
+//! catalog           names, sizes, lineage
+//! log               the intent log, from the first write until the pool is closed
+//! metadata          dm-thin metadata, unless it is elsewhere
+//! data              data blocks, unless they are elsewhere
+//! attachments.toml  what every daemon attaches, if there is anything
+//! control.sock      while a daemon serves the pool
+//! daemon.log        of a daemon that `attach` started
 //! ```
 //!
 //! Who uses a pool holds `flock` on both stores, on the very descriptors that carry the I/O: shared
@@ -17,6 +18,7 @@
 mod create;
 mod locate;
 mod lock;
+mod persistent;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use create::{StoreRequest, adopt, existing_origin, extend_file, init};
 pub use locate::{locate, names_pool, new_location};
 pub use lock::Access;
+pub use persistent::{ATTACHMENTS_FILE, Persistent};
 
 use crate::protocol::{CallError, CallErrorKind};
 
@@ -177,7 +180,12 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 /// Writes a `pool.toml`, durably, all or nothing.
 fn write_config(directory: &Path, config: &PoolConfig) -> io::Result<()> {
     let text = toml::to_string(config).map_err(io::Error::other)?;
-    let temporary = directory.join("pool.toml.new");
+    write_whole(directory, CONFIG_FILE, &text)
+}
+
+/// Writes a file of the directory, durably, all or nothing.
+fn write_whole(directory: &Path, name: &str, text: &str) -> io::Result<()> {
+    let temporary = directory.join(format!("{name}.new"));
     let mut file = File::options()
         .write(true)
         .create(true)
@@ -186,6 +194,6 @@ fn write_config(directory: &Path, config: &PoolConfig) -> io::Result<()> {
         .open(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&temporary, directory.join(CONFIG_FILE))?;
+    std::fs::rename(&temporary, directory.join(name))?;
     File::open(directory)?.sync_all()
 }

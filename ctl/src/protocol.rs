@@ -114,6 +114,8 @@ pub struct AttachRequest {
     pub transport: Option<Transport>,
     /// How large its sectors are to be.
     pub sector_size: Option<SectorSize>,
+    /// Whether every daemon of the pool is to attach it.
+    pub persist: bool,
 }
 
 /// How an attachment is named.
@@ -257,13 +259,13 @@ pub struct Attachment {
     pub direct_io: Option<bool>,
 }
 
-/// An attachment that is gone.
+/// An attachment that is gone, or will not come.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Detached {
     /// The volume or snapshot.
     pub name: DeviceName,
-    /// The block device it was.
-    pub device: PathBuf,
+    /// The block device it was; none when a daemon to come would have attached it.
+    pub device: Option<PathBuf>,
     /// Whether the daemon, started for attachments only, now ends.
     pub daemon_ends: bool,
 }
@@ -422,6 +424,7 @@ mod tests {
                 mount: None,
                 transport: Some(Transport::Ublk),
                 sector_size: Some(SectorSize::S512),
+                persist: true,
             }),
             Call::Detach {
                 target: AttachTarget::Device("/dev/loop0".into()),

@@ -323,6 +323,13 @@ fn new_device(name: DeviceName) -> NewDevice {
     }
 }
 
+/// The pool has changed, which is what counts; a table beside it that could not follow is told.
+fn followed<T>(result: Result<T, CallError>) {
+    if let Err(error) = result {
+        tracing::error!("{error}");
+    }
+}
+
 /// Executes one call. Must run to its end once begun.
 ///
 /// # Errors
@@ -355,13 +362,18 @@ pub async fn execute(
         Call::Remove { name } => {
             pool.remove(&name).await.map_err(failed)?;
             service.deleted.notify_one();
+            followed(service.dir.forget_persistent(&name));
             Reply::Done
         }
         Call::Reclaim => {
             pool.reclaim().await.map_err(failed)?;
             Reply::Done
         }
-        Call::Rename { from, to } => Reply::Device(pool.rename(&from, &to).await.map_err(failed)?),
+        Call::Rename { from, to } => {
+            let device = pool.rename(&from, &to).await.map_err(failed)?;
+            followed(service.dir.rename_persistent(&from, &to));
+            Reply::Device(device)
+        }
         Call::Resize { name, size, shrink } => {
             Reply::Device(service.resize(&name, size, shrink).await?)
         }

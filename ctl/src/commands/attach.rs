@@ -22,6 +22,7 @@ use crate::protocol::{
     AttachRequest, AttachTarget, Attachment, Call, CallError, CallErrorKind, Detached, Reply,
 };
 use crate::session::patiently;
+use crate::systemd::lacks_at_boot;
 use crate::transports::ORDER;
 
 /// How long a daemon may take to end after its last attachment is gone.
@@ -37,6 +38,7 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
         mount,
         transport: args.transport(),
         sector_size: args.sector_size,
+        persist: args.persist,
     });
     let attachment = patiently(async || {
         let mut client = match Client::connect(&dir).await? {
@@ -53,6 +55,11 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
     if !context.output.json && args.transport().is_none() && attachment.transport != ORDER[0] {
         let (name, reason) = (attachment.transport.name(), &attachment.reason);
         eprintln!("thinctl: attached through {name}: {reason}");
+    }
+    if args.persist
+        && let Some(lack) = lacks_at_boot(&dir)
+    {
+        eprintln!("thinctl: {lack}");
     }
     context
         .output
@@ -119,6 +126,8 @@ fn spawn_daemon(dir: &PoolDir, log: File) -> Result<Child, CallError> {
         .arg("--")
         .arg(&dir.path)
         .current_dir("/")
+        // It is no part of the service that may run this command.
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -185,12 +194,18 @@ async fn detach_name(device: &DeviceArg) -> Result<Detached, CallError> {
         }
         None => {
             let file = device_file(&dir, &device.name);
-            let Some(leftover) = LoopDevice::find(&file).map_err(|cause| fuse_error(&cause))?
-            else {
-                let message = format!("{}/{}: not attached", device.pool, device.name);
-                return Err(CallError::new(CallErrorKind::NotFound, message));
-            };
-            discard(&leftover, device.name.clone())
+            match LoopDevice::find(&file).map_err(|cause| fuse_error(&cause))? {
+                Some(leftover) => discard(&dir, &leftover, device.name.clone()),
+                None if dir.forget_persistent(&device.name)? => Ok(Detached {
+                    name: device.name.clone(),
+                    device: None,
+                    daemon_ends: false,
+                }),
+                None => {
+                    let message = format!("{}/{}: not attached", device.pool, device.name);
+                    Err(CallError::new(CallErrorKind::NotFound, message))
+                }
+            }
         }
     }
 }
@@ -253,18 +268,23 @@ async fn detach_device(device: &Path) -> Result<Detached, CallError> {
     match Client::connect(&dir).await? {
         Some(client) => detach_by(client, &dir, AttachTarget::Device(device)).await,
         None => match LoopDevice::find(&file).map_err(|cause| fuse_error(&cause))? {
-            Some(leftover) => discard(&leftover, volume),
+            Some(leftover) => discard(&dir, &leftover, volume),
             None => Err(not_ours()),
         },
     }
 }
 
 /// What a daemon that died has left behind.
-fn discard(leftover: &LoopDevice, name: pool::DeviceName) -> Result<Detached, CallError> {
+fn discard(
+    dir: &PoolDir,
+    leftover: &LoopDevice,
+    name: pool::DeviceName,
+) -> Result<Detached, CallError> {
     leftover.detach().map_err(|cause| fuse_error(&cause))?;
+    dir.forget_persistent(&name)?;
     Ok(Detached {
         name,
-        device: leftover.path().to_owned(),
+        device: Some(leftover.path().to_owned()),
         daemon_ends: false,
     })
 }

@@ -86,6 +86,105 @@ fn a_volume_becomes_a_block_device() {
 }
 
 #[test]
+fn what_is_persistent_is_attached_by_the_next_daemon() {
+    if !can_attach() || !has_program("mkfs.ext4") {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    fs::create_dir(bench.path("m")).unwrap();
+    bench.ok(&["create", "p/vol", "--size", "32M"]);
+    bench.ok(&["create", "p/c1", "--size", "1M"]);
+    let daemon = bench.serve(&["p"]);
+    let attached = bench.json(&["attach", "p/vol", "--fuse"]);
+    let device = attached["device"].as_str().unwrap();
+    let mkfs = Command::new("mkfs.ext4").args(["-q", device]).status();
+    assert!(mkfs.unwrap().success());
+    bench.ok(&["detach", "p/vol"]);
+    let attach = |volume: &str, more: &[&str]| {
+        let outcome = bench.thinctl(&[&["attach", volume, "--fuse", "--persist"], more].concat());
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        // No unit has been made for it.
+        assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("with the machine"),
+            "{}",
+            outcome.stderr
+        );
+    };
+    attach("p/vol", &["--mount", "m"]);
+    attach("p/c1", &["--sector-size", "4096"]);
+    bench.ok(&["rename", "p/vol", "p/new"]);
+    fs::write(bench.path("m/file"), noise(1 << 20, 5)).unwrap();
+    daemon.stop();
+    assert!(!bench.path("m/file").exists());
+
+    // A daemon that one attachment needs does not bring all the others.
+    bench.ok(&["create", "p/vol", "--size", "1M"]);
+    bench.ok(&["attach", "p/vol", "--fuse"]);
+    assert!(!bench.path("m/file").exists());
+    bench.ok(&["detach", "p/vol"]);
+    bench.ok(&["rm", "p/vol"]);
+
+    let daemon = bench.serve(&["p"]);
+    assert!(fs::read(bench.path("m/file")).unwrap() == noise(1 << 20, 5));
+    bench.refused(&["attach", "p/c1"], 4, "already attached");
+    bench.refused(&["rm", "p/c1"], 5, "in use");
+    let device = fs::read_link(bench.path("links/p/c1")).unwrap();
+    let sectors = Command::new("blockdev")
+        .arg("--getss")
+        .arg(&device)
+        .output();
+    assert_eq!(sectors.unwrap().stdout, b"4096\n");
+    let detached = bench.json(&["detach", "p/new"]);
+    assert_eq!(detached["name"], "new");
+    daemon.stop();
+
+    let daemon = bench.serve(&["p"]);
+    assert!(!bench.path("m/file").exists() && bench.path("links/p/c1").exists());
+    daemon.stop();
+    let detached = bench.json(&["detach", "p/c1"]);
+    assert!(detached["device"].is_null(), "{detached}");
+    bench.refused(&["detach", "p/c1"], 3, "not attached");
+    assert!(!bench.path("p/attachments.toml").exists());
+    bench.check_clean("p");
+}
+
+#[test]
+fn what_cannot_be_attached_stops_no_daemon() {
+    if !can_attach() {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    bench.ok(&["create", "p/vol", "--size", "1M"]);
+    let table = "version = 1\n[[attachment]]\nname = 'none'\n[[attachment]]\nname = 'vol'\ntransport = 'fuse'\n";
+    fs::write(bench.path("p/attachments.toml"), table).unwrap();
+    let daemon = bench.serve(&["p"]);
+    assert!(bench.path("links/p/vol").exists());
+    assert!(
+        bench.log().contains("attachments.toml: none: "),
+        "{}",
+        bench.log()
+    );
+    daemon.stop();
+    bench.ok(&["rm", "p/vol"]);
+    assert!(
+        !fs::read_to_string(bench.path("p/attachments.toml"))
+            .unwrap()
+            .contains("vol")
+    );
+    fs::write(bench.path("p/attachments.toml"), "version = 7").unwrap();
+    let daemon = bench.serve(&["p"]);
+    assert!(
+        bench.log().contains("attachments.toml: its version is 7"),
+        "{}",
+        bench.log()
+    );
+    daemon.stop();
+}
+
+#[test]
 fn without_a_daemon_one_is_started_and_ends_by_itself() {
     if !can_attach() || !has_program("mkfs.ext4") {
         return;

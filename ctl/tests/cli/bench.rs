@@ -131,18 +131,19 @@ impl Bench {
 
     /// Starts a daemon and waits until it is ready.
     pub fn serve(&self, args: &[&str]) -> Daemon {
+        let mut command = self.command(env!("CARGO_BIN_EXE_thinpoold"));
+        command.args(args);
+        self.start(command)
+    }
+
+    /// Starts a daemon by this command and waits until it is ready.
+    pub fn start(&self, mut command: Command) -> Daemon {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.path("log"))
             .unwrap();
-        let child = self
-            .command(env!("CARGO_BIN_EXE_thinpoold"))
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut daemon = Daemon {
             child,
             ready: String::new(),

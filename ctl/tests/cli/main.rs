@@ -7,4 +7,5 @@ mod bench;
 mod daemon;
 mod lifecycle;
 mod refusals;
+mod service_manager;
 mod stores;
