@@ -9,10 +9,17 @@ TEST_SCALE ?= 5
 DEMO_DIR ?= /var/tmp
 PERF_DIR ?= /var/tmp
 
-.PHONY: help build test test-rust test-interop test-guest test-demo demo perf check long install-deps clean
+# Where `install` puts things, and the programs that it and `deb` take.
+PREFIX ?= /usr/local
+DESTDIR ?=
+BIN ?= $(RELEASE_BIN)
+
+.PHONY: help build install deb test test-rust test-interop test-guest test-demo demo perf check long install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
+	@echo 'make install       what was built, man pages, completions, units (PREFIX=/usr/local, DESTDIR=)'
+	@echo 'make deb           a Debian package, in target/debian'
 	@echo 'make test          every test: Rust, other programs and the kernel against ours, a small demo'
 	@echo 'make demo          a PostgreSQL database, a snapshot, two clones of it (SCALE=70, DEMO_DIR=/var/tmp)'
 	@echo 'make perf          our figures beside qemu-nbd (PERF_DIR=/var/tmp)'
@@ -22,6 +29,12 @@ help:
 
 build:
 	cargo build --release --bins
+
+install:
+	BIN=$(BIN) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install.sh
+
+deb: build
+	BIN=$(RELEASE_BIN) OUT=$(CARGO_TARGET_DIR)/debian packaging/deb.sh
 
 install-deps:
 	@tests/install-deps.sh
