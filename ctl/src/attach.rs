@@ -484,8 +484,9 @@ impl Attachments {
 
     /// Detaches everything, as far as it lets go, and takes the mount away. Block devices that can wait
     /// for the next daemon are left to it if they are in use, or are to be attached by it anyway. Not so
-    /// when the machine is shut down: whoever unmounts them meanwhile needs a daemon, so this waits
-    /// until they are free, or until the service manager loses patience.
+    /// when the machine is shut down: unmounting needs a daemon, and systemd unmounts most file systems
+    /// after it has ended all services. So this unmounts them as soon as nobody uses them any more, until
+    /// all are, or the service manager loses patience.
     pub async fn shut_down(&self, service: &PoolService) {
         let machine_ends = blocking(systemd::machine_ends).await.unwrap_or_default();
         let mut state = self.state.lock().await;
@@ -495,6 +496,9 @@ impl Attachments {
             let mountpoint = attached.attachment.mountpoint.clone();
             let is_block = matches!(attached.backing, Backing::Block(_));
             let can_wait = is_block && !machine_ends;
+            if machine_ends {
+                unmount_all(&device).await;
+            }
             let stays = can_wait.then(|| self.reason_to_stay(service, id, &attached.attachment));
             let result = match stays.flatten() {
                 Some(reason) => Err((attached, CallError::new(CallErrorKind::Busy, reason))),
@@ -620,6 +624,15 @@ impl Attachments {
 fn volume_of(service: &PoolService, leftover: &Leftover) -> Option<DeviceInfo> {
     let is_it = |info: &DeviceInfo| info.uuid == leftover.volume();
     service.pool.devices().into_iter().find(is_it)
+}
+
+/// Unmounts what others have mounted, as far as it lets go.
+async fn unmount_all(device: &Path) {
+    let path = device.to_owned();
+    let unmounted = blocking(move || fuse_target::unmount_all(&path)).await;
+    if let Ok(Err(cause)) = unmounted {
+        tracing::debug!("{}: {cause}", device.display());
+    }
 }
 
 /// The name of what is attached, which may have been renamed since.

@@ -67,6 +67,14 @@ pub fn unmount(directory: &Path) -> Result<(), Error> {
     }
 }
 
+/// Unmounts a block device wherever it is mounted; refused as [`unmount`] is.
+pub fn unmount_all(device: &Path) -> Result<(), Error> {
+    for mountpoint in holders::mountpoints_of(device)? {
+        unmount(&mountpoint)?;
+    }
+    Ok(())
+}
+
 fn check_directory(directory: &Path) -> Result<(), Error> {
     if directory.is_absolute() {
         return Ok(());

@@ -37,20 +37,39 @@ pub fn of_block_device(device: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// A user of a block device that does not leave by itself.
-fn for_good(device: &Path) -> Result<Option<String>, Error> {
+/// Where this process sees the block device mounted, the last mount first.
+pub(crate) fn mountpoints_of(device: &Path) -> Result<Vec<PathBuf>, Error> {
+    let number = device_number(&sys_directory(device)?)?;
+    let mut mounts = own_mounts()?;
+    mounts.retain(|entry| entry.device_number == number);
+    Ok(mounts
+        .into_iter()
+        .rev()
+        .map(|entry| entry.mountpoint)
+        .collect())
+}
+
+fn sys_directory(device: &Path) -> Result<PathBuf, Error> {
     let Some(name) = device.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::BadPath {
             path: device.to_owned(),
             reason: "it is no block device",
         });
     };
-    let sys = Path::new("/sys/class/block").join(name);
-    let number = fs::read_to_string(sys.join("dev")).map_err(Error::io(format!(
-        "cannot read {}",
-        sys.join("dev").display()
-    )))?;
-    let number = number.trim();
+    Ok(Path::new("/sys/class/block").join(name))
+}
+
+fn device_number(sys: &Path) -> Result<String, Error> {
+    let path = sys.join("dev");
+    let number =
+        fs::read_to_string(&path).map_err(Error::io(format!("cannot read {}", path.display())))?;
+    Ok(number.trim().to_owned())
+}
+
+/// A user of a block device that does not leave by itself.
+fn for_good(device: &Path) -> Result<Option<String>, Error> {
+    let sys = sys_directory(device)?;
+    let number = device_number(&sys)?;
     let mounted = own_mounts()?
         .into_iter()
         .find(|entry| entry.device_number == number);
@@ -63,7 +82,7 @@ fn for_good(device: &Path) -> Result<Option<String>, Error> {
     if is_swap(device) {
         return Ok(Some("used as swap space".to_owned()));
     }
-    Ok(mount_elsewhere(number))
+    Ok(mount_elsewhere(&number))
 }
 
 /// Who holds a file in the mount at `directory` open: a loop device or a process.

@@ -73,7 +73,7 @@ mod mount_table;
 mod nodes;
 mod program;
 
-pub use block_mount::{mount, unmount};
+pub use block_mount::{mount, unmount, unmount_all};
 pub use error::Error;
 pub use holders::of_block_device as holder_of;
 pub use loop_device::{LoopDevice, LoopOptions};
