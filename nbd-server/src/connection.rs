@@ -23,6 +23,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use crate::awake::Wait;
 use crate::budget::{Budget, IN_FLIGHT_MAX, SharedBudget};
 use crate::command::Refusal;
+use crate::direct::Siblings;
 use crate::handshake::Agreement;
 use crate::intake::{Intake, Next};
 use crate::outbox::SLICES_MAX;
@@ -42,6 +43,8 @@ pub(crate) struct Parts<H: Host> {
     pub(crate) agreement: Agreement<ThinDevice<H>>,
     pub(crate) budget: Arc<SharedBudget>,
     pub(crate) stopping: Arc<AtomicBool>,
+    /// This connection's number, and all to the same client, when it may repeat requests on another.
+    pub(crate) siblings: Option<(u64, Arc<Siblings>)>,
 }
 
 /// Serves a connection until it is over and every request has finished.
@@ -55,6 +58,7 @@ pub(crate) fn serve<H: Host>(parts: Parts<H>) -> io::Result<()> {
         session: Rc::clone(&session),
         socket: parts.socket,
         stopping: Arc::clone(&parts.stopping),
+        siblings: parts.siblings,
         idle: Wait::new(),
         intake_state: Intaking::Waiting,
         last_sent: Instant::now(),
@@ -73,7 +77,7 @@ pub(crate) fn serve<H: Host>(parts: Parts<H>) -> io::Result<()> {
 enum Intaking {
     /// More bytes are needed.
     Waiting,
-    /// A limit is reached.
+    /// A limit is reached, or another connection must end first.
     NoRoom,
     /// No request will follow.
     Over,
@@ -88,6 +92,7 @@ struct Connection<H: Host, S, F> {
     session: Rc<Session<H>>,
     socket: Arc<OwnedFd>,
     stopping: Arc<AtomicBool>,
+    siblings: Option<(u64, Arc<Siblings>)>,
     idle: Wait,
     intake_state: Intaking,
     /// When the client last took a byte, or had none to take.
@@ -121,10 +126,18 @@ where
     fn take_requests(&mut self) {
         let now = Instant::now();
         let stopping = self.stopping.load(Ordering::Relaxed);
+        // Once a round, and only when there is a request: it is a system call.
+        let mut held_back = None;
         loop {
             let in_flight = self.executor.len() + self.session.outbox.borrow().len();
             let (session, budget) = (&self.session, &mut self.budget);
+            let siblings = self.siblings.as_ref();
+            let is_held_back =
+                || siblings.is_some_and(|(own, siblings)| siblings.is_another_cut_off(*own));
             let admit = |request: &Request| {
+                if *held_back.get_or_insert_with(is_held_back) {
+                    return None;
+                }
                 let cost = session.cost(request);
                 (in_flight < IN_FLIGHT_MAX && budget.take(cost)).then_some(cost)
             };

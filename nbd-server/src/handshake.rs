@@ -50,7 +50,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    fn flags(&self, structured: bool) -> u16 {
+    pub(crate) fn flags(&self, structured: bool) -> u16 {
         let mut flags = transmission_flag::HAS_FLAGS
             | transmission_flag::SEND_FLUSH
             | transmission_flag::SEND_FUA

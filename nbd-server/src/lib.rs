@@ -8,6 +8,8 @@
 //! which its requests run from the first byte to the last. `wire.rs`, `handshake.rs`, `command.rs`
 //! and `sparse.rs` are pure: bytes or values in, bytes or values out.
 //!
+//! [`DirectConnections`] serves a client that is handed its sockets, the kernel's, without a handshake.
+//!
 //! Nothing a client sends is trusted. Every length is bounded before memory is taken for it, and the
 //! limits are where they are enforced: `handshake.rs`, `intake.rs`, `budget.rs`, [`Limits`].
 
@@ -19,6 +21,7 @@ mod buffer;
 mod command;
 mod connection;
 mod context;
+mod direct;
 mod error;
 mod handshake;
 mod intake;
@@ -29,6 +32,7 @@ mod sparse;
 mod transmission;
 mod wire;
 
+pub use direct::DirectConnections;
 pub use error::Error;
 pub use listen::Listen;
 pub use server::{Config, Exports, Limits, Server};

@@ -206,6 +206,7 @@ impl Shared {
             agreement: accepted.agreement,
             budget: Arc::clone(&self.budget),
             stopping: Arc::clone(&self.stopping),
+            siblings: None,
         };
         let spawned = thread::Builder::new()
             .name("nbd-client".to_owned())
