@@ -1,14 +1,17 @@
 //! Attachments: devices of a pool that are local block devices, kept by the daemon.
 //!
-//! A ublk device is served by threads of its own and outlives the daemon; the pool's table of them is
-//! `RUNTIME/UUID/ublk.json`. Through FUSE, all of a pool's files are in one mount, `RUNTIME/UUID/fuse`,
-//! made with the first attachment, and a loop device makes one of them a block device.
-//! `RUNTIME/UUID/pool` leads back to the pool's directory.
+//! A device of ublk or of the kernel's NBD client is served by threads of its own and outlives the
+//! daemon; the pool's tables of them are `RUNTIME/UUID/ublk.json` and `nbd.json`. Through FUSE, all of a
+//! pool's files are in one mount, `RUNTIME/UUID/fuse`, made with the first attachment, and a loop device
+//! makes one of them a block device. `RUNTIME/UUID/pool` leads back to the pool's directory.
 //!
-//! Control commands of ublk, loop devices and mounts end in requests to this very process; so they are
+//! Control commands of drivers, loop devices and mounts end in requests to this very process; so they are
 //! awaited on threads that serve none, and nothing here looks at a path below the mount.
 
+pub mod blocks;
+mod file_system;
 mod loops;
+pub mod nbd;
 #[cfg(not(feature = "ublk"))]
 #[path = "attach/no_ublk.rs"]
 pub mod ublk;
@@ -39,7 +42,8 @@ use crate::protocol::{
 use crate::service::PoolService;
 use crate::systemd;
 use crate::transports::{Choice, Transport, choose};
-use ublk::{BlockDevice, BlockDevices, Leftover};
+use blocks::{BlockDevice, BlockDevices, Driver, Leftover, NewDevice};
+use file_system::{Contents, mount_as_asked, mount_device};
 
 /// Where mounts and tables are, unless `THINPOOL_RUNTIME_DIR` says otherwise.
 const DEFAULT_RUNTIME_DIR: &str = "/run/thinpool";
@@ -127,7 +131,7 @@ impl Attachments {
     /// When it cannot be told which there are.
     pub fn hold_leftovers(&self, service: &PoolService) -> Result<(), CallError> {
         let leftovers = BlockDevices::open(&self.runtime_dir)?.leftovers();
-        let waiting = leftovers.iter().filter(|leftover| leftover.path().exists());
+        let waiting = leftovers.iter().filter(|leftover| leftover.is_there());
         for info in waiting.filter_map(|leftover| volume_of(service, leftover)) {
             let device = service.open_device(&info.name)?;
             self.held.lock().insert(info.id, device);
@@ -154,7 +158,11 @@ impl Attachments {
             let device = path.display();
             match recovered {
                 Ok(Some(name)) => tracing::info!("{device}: goes on as {name}"),
-                Ok(None) => tracing::info!("{device}: is no more"),
+                Ok(None) => {
+                    // Its node may well stay.
+                    self.links.remove(&path);
+                    tracing::info!("{device}: is no more");
+                }
                 Err(cause) => tracing::error!("{device} waits on: {cause}"),
             }
         }
@@ -172,7 +180,7 @@ impl Attachments {
             return Err(CallError::new(CallErrorKind::NotFound, message));
         };
         let thin = service.open_device(&info.name)?;
-        let read_only = thin.read_only();
+        let (read_only, transport) = (thin.read_only(), leftover.transport());
         let recover = move |blocks: &mut BlockDevices| blocks.recover(&thin, &leftover);
         let device = self.with_blocks(state, recover).await??;
         self.held.lock().remove(&info.id);
@@ -183,10 +191,11 @@ impl Attachments {
             name: info.name.clone(),
             device: device.path(),
             link: self.links.make(&info.name, &device.path()),
-            transport: Transport::Ublk,
+            transport,
             reason: "a daemon before this one left it".to_owned(),
             file: None,
             mountpoint: device.mountpoint(),
+            made: None,
             read_only,
             direct_io: None,
         };
@@ -242,12 +251,20 @@ impl Attachments {
         let choice = blocking(move || choose(asked)).await??;
         let id = info.id;
         let persistent = request.persist.then(|| Persistent::from(&request));
-        let mut attached = match choice.transport {
-            Transport::Ublk => {
-                self.attach_block(state, service, &info, request, choice)
+        let driver = match choice.transport {
+            Transport::Ublk => Some(Driver::Ublk),
+            Transport::Nbd => Some(Driver::Nbd),
+            Transport::Fuse => None,
+        };
+        let mut attached = match driver {
+            Some(driver) => {
+                self.attach_block(state, service, &info, request, (driver, choice))
                     .await?
             }
-            Transport::Fuse => self.attach_loop(state, service, request, choice).await?,
+            None => {
+                self.attach_loop(state, service, &info, request, choice)
+                    .await?
+            }
         };
         let attachment = &mut attached.attachment;
         attachment.link = self.links.make(&attachment.name, &attachment.device);
@@ -287,27 +304,33 @@ impl Attachments {
         service: &Arc<PoolService>,
         info: &DeviceInfo,
         request: AttachRequest,
-        choice: Choice,
+        (driver, choice): (Driver, Choice),
     ) -> Result<Attached, CallError> {
         prepare_runtime_dir(&self.runtime_dir, &self.pool_dir)
             .map_err(|cause| CallError::io(self.runtime_dir.display(), &cause))?;
         let thin = service.open_device(&request.name)?;
-        let read_only = thin.read_only();
-        let (volume, mountpoint) = (info.uuid.clone(), request.mount.clone());
-        let attach = move |blocks: &mut BlockDevices| {
-            let mut device =
-                blocks.attach(&thin, volume, mountpoint.clone(), request.sector_size)?;
-            if let Some(mountpoint) = &mountpoint
-                && let Err(error) = mount_device(&device.path(), read_only, mountpoint)
-            {
-                if let Err(cause) = blocks.detach(&mut device) {
-                    tracing::warn!("{} is left attached: {cause}", device.path().display());
-                }
-                return Err(error);
-            }
-            Ok(device)
+        let contents = contents_of(info, &thin);
+        let new = NewDevice {
+            volume: info.uuid.clone(),
+            // Whoever reads JSON numbers as floating point keeps 53 bits of it.
+            token: uuid::Uuid::new_v4().as_u64_pair().1 & ((1 << 53) - 1),
+            mountpoint: request.mount.clone(),
+            sector_size: request.sector_size,
         };
-        let device = self.with_blocks(state, attach).await??;
+        let asked = request.clone();
+        let attach = move |blocks: &mut BlockDevices| {
+            let mut device = blocks.attach(driver, &thin, new)?;
+            match mount_as_asked(&device.path(), contents, &asked) {
+                Ok(made) => Ok((device, made)),
+                Err(error) => {
+                    if let Err(cause) = blocks.detach(&mut device) {
+                        tracing::warn!("{} is left attached: {cause}", device.path().display());
+                    }
+                    Err(error)
+                }
+            }
+        };
+        let (device, made) = self.with_blocks(state, attach).await??;
         let attachment = Attachment {
             name: request.name,
             device: device.path(),
@@ -316,7 +339,8 @@ impl Attachments {
             reason: choice.reason,
             file: None,
             mountpoint: request.mount,
-            read_only,
+            made,
+            read_only: contents.read_only,
             direct_io: None,
         };
         Ok(Attached {
@@ -329,6 +353,7 @@ impl Attachments {
         &self,
         state: &mut State,
         service: &Arc<PoolService>,
+        info: &DeviceInfo,
         request: AttachRequest,
         choice: Choice,
     ) -> Result<Attached, CallError> {
@@ -339,8 +364,8 @@ impl Attachments {
             unreachable!("it was made above")
         };
         let file = mount.file(&request.name);
-        let read_only = service.open_device(&request.name)?.read_only();
-        blocking(move || loops::attach_file(request, choice, file, read_only)).await?
+        let contents = contents_of(info, &service.open_device(&request.name)?);
+        blocking(move || loops::attach_file(request, choice, file, contents)).await?
     }
 
     async fn start_mount(
@@ -584,9 +609,13 @@ impl Attachments {
                 self.links.remove(&attached.attachment.device);
             }
         }
-        let gone = state.attached.iter().filter(|(_, attached)| {
-            matches!(attached.backing, Backing::Block(_)) && !attached.attachment.device.exists()
-        });
+        let gone = state
+            .attached
+            .iter()
+            .filter(|(_, attached)| match &attached.backing {
+                Backing::Block(device) => !device.is_there(),
+                Backing::Loop(_) => false,
+            });
         for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
             let Some(attached) = state.attached.remove(&id) else {
                 continue;
@@ -600,7 +629,7 @@ impl Attachments {
         }
     }
 
-    /// Does something with the pool's ublk devices, on a thread that may wait for their driver.
+    /// Does something with the pool's block devices, on a thread that may wait for their driver.
     async fn with_blocks<T: Send + 'static>(
         &self,
         state: &mut State,
@@ -640,6 +669,14 @@ fn current_name(service: &PoolService, id: u32, attachment: &Attachment) -> Devi
     let mut devices = service.pool.devices().into_iter();
     let info = devices.find(|info| info.id == id);
     info.map_or_else(|| attachment.name.clone(), |info| info.name)
+}
+
+/// What there is on a device before it is attached.
+fn contents_of(info: &DeviceInfo, thin: &ThinDevice<FileHost>) -> Contents {
+    Contents {
+        read_only: thin.read_only(),
+        is_blank: info.mapped_bytes == 0 && info.external_origin.is_none(),
+    }
 }
 
 /// Leaves a block device to the next daemon.
@@ -687,21 +724,6 @@ fn prepare_runtime_dir(runtime_dir: &Path, pool_dir: &Path) -> io::Result<()> {
     symlink(pool_dir, link)
 }
 
-fn mount_device(device: &Path, read_only: bool, mountpoint: &Path) -> Result<(), CallError> {
-    let options: &[&str] = if read_only { &["ro"] } else { &[] };
-    fuse_target::mount(device, mountpoint, options).map_err(|cause| {
-        let error = fuse_error(&cause);
-        if read_only && error.kind != CallErrorKind::Busy {
-            // Most often a journal that wants to be replayed.
-            let message = format!(
-                "{error}; a clone of it can be mounted even when its journal must be replayed"
-            );
-            return CallError::new(error.kind, message);
-        }
-        error
-    })
-}
-
 /// Unmounts what we mounted and takes the block device away; mounts it again if that stays.
 fn detach_device(
     attached: &mut Attached,
@@ -737,7 +759,7 @@ fn detach_device(
 fn detach_block(device: &mut BlockDevice, blocks: &mut BlockDevices) -> Result<(), CallError> {
     let path = device.path();
     // Detaching sees mounts and claims; who merely has it open is to be spared too.
-    if path.exists()
+    if device.is_there()
         && let Some(holder) = fuse_target::holder_of(&path).map_err(|cause| fuse_error(&cause))?
     {
         let message = format!("{} is busy: {holder}", path.display());

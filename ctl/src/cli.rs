@@ -251,17 +251,25 @@ pub struct AttachArgs {
     pub device: DeviceArg,
     /// Make it a ublk device, which outlives the daemon; what is used if it works and nothing else is
     /// asked for
-    #[arg(long, conflicts_with = "fuse")]
+    #[arg(long, conflicts_with_all = ["nbd", "fuse"])]
     pub ublk: bool,
+    /// Make it a device of the kernel's NBD client, which outlives the daemon; used without being asked
+    /// for where there is no ublk
+    #[arg(long, conflicts_with = "fuse")]
+    pub nbd: bool,
     /// Serve it as a FUSE file with a loop device on top
     #[arg(long)]
     pub fuse: bool,
-    /// Size of its sectors in bytes; ublk devices have 4096 unless given, loop devices 512
+    /// Size of its sectors in bytes; ublk and NBD devices have 4096 unless given, loop devices 512
     #[arg(long, value_name = "BYTES")]
     pub sector_size: Option<SectorSize>,
     /// Mount its file system here, read only for what is read only
     #[arg(long, value_name = "MNT")]
     pub mount: Option<PathBuf>,
+    /// Before mounting it, make a file system if nothing was ever written to it; one that is there is
+    /// mounted as it is, and nothing is made over anything else
+    #[arg(long, value_name = "TYPE", requires = "mount")]
+    pub mkfs: Option<FileSystem>,
     /// Attach it again, in the same way, whenever the pool's daemon is started, until it is detached
     #[arg(long)]
     pub persist: bool,
@@ -270,9 +278,10 @@ pub struct AttachArgs {
 impl AttachArgs {
     /// The way that was asked for.
     pub fn transport(&self) -> Option<Transport> {
-        match (self.ublk, self.fuse) {
-            (true, _) => Some(Transport::Ublk),
-            (_, true) => Some(Transport::Fuse),
+        match (self.ublk, self.nbd, self.fuse) {
+            (true, _, _) => Some(Transport::Ublk),
+            (_, true, _) => Some(Transport::Nbd),
+            (_, _, true) => Some(Transport::Fuse),
             _ => None,
         }
     }
@@ -297,6 +306,34 @@ impl SectorSize {
         match self {
             SectorSize::S512 => 512,
             SectorSize::S4096 => 4096,
+        }
+    }
+}
+
+/// A file system that can be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum FileSystem {
+    /// ext4.
+    Ext4,
+    /// XFS; the volume needs 300M at least.
+    Xfs,
+}
+
+impl FileSystem {
+    /// What makes it.
+    pub fn program(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "mkfs.ext4",
+            FileSystem::Xfs => "mkfs.xfs",
+        }
+    }
+
+    /// What brings that program, on Debian.
+    pub fn package(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "e2fsprogs",
+            FileSystem::Xfs => "xfsprogs",
         }
     }
 }

@@ -18,6 +18,7 @@ mod control;
 mod daemon;
 mod exit;
 mod exports;
+mod external;
 mod frame;
 mod interrupt;
 mod links;

@@ -48,7 +48,7 @@ impl Links {
         self.remove(device);
         fs::create_dir_all(&self.directory)?;
         match fs::read_link(link) {
-            Ok(other) if other.exists() => {
+            Ok(other) if is_device(&other) => {
                 let text = format!("it leads to {} already", other.display());
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
             }
@@ -81,12 +81,22 @@ impl Links {
         };
         let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         for device in targets
-            .filter(|device| !device.exists())
+            .filter(|device| !is_device(device))
             .collect::<Vec<_>>()
         {
             self.remove(&device);
         }
     }
+}
+
+/// Whether a block device is one: the nodes of loop and NBD devices stay when they are no more, without
+/// a size.
+fn is_device(device: &Path) -> bool {
+    let size = device.file_name().and_then(|name| {
+        let size = Path::new("/sys/block").join(name).join("size");
+        fs::read_to_string(size).ok()
+    });
+    device.exists() && size.is_none_or(|size| size.trim() != "0")
 }
 
 #[cfg(test)]

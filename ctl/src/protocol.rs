@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pool::{DeviceInfo, DeviceName, DeviceUsage, Status};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::SectorSize;
+use crate::cli::{FileSystem, SectorSize};
 use crate::transports::Transport;
 
 /// A request on one pool.
@@ -110,6 +110,8 @@ pub struct AttachRequest {
     pub name: DeviceName,
     /// Where to mount it.
     pub mount: Option<PathBuf>,
+    /// The file system to make if there is nothing on it.
+    pub mkfs: Option<FileSystem>,
     /// How; the best way that works unless given.
     pub transport: Option<Transport>,
     /// How large its sectors are to be.
@@ -241,7 +243,7 @@ pub enum CheckSeverity {
 pub struct Attachment {
     /// The volume or snapshot.
     pub name: DeviceName,
-    /// The block device, `/dev/ublkbN` or `/dev/loopN`.
+    /// The block device: `/dev/ublkbN`, `/dev/nbdN` or `/dev/loopN`.
     pub device: PathBuf,
     /// The link to it, `/dev/thin/POOL/VOL`, if it could be made.
     pub link: Option<PathBuf>,
@@ -253,6 +255,8 @@ pub struct Attachment {
     pub file: Option<PathBuf>,
     /// Where it is mounted by us.
     pub mountpoint: Option<PathBuf>,
+    /// The file system that was made on it.
+    pub made: Option<FileSystem>,
     /// Whether writes are refused.
     pub read_only: bool,
     /// Whether a loop device bypasses the page cache of the file below.
@@ -362,6 +366,16 @@ impl CallError {
         Self::new(kind, format!("{place}: {}", plain(cause)))
     }
 
+    /// An error of a table of block devices.
+    pub fn table(cause: &device_table::Error) -> Self {
+        let kind = match cause {
+            device_table::Error::Damaged { .. } => CallErrorKind::Damaged,
+            device_table::Error::Io { source, .. } => Self::io("", source).kind,
+            _ => CallErrorKind::Other,
+        };
+        Self::new(kind, cause.to_string())
+    }
+
     /// An error of the pool in the directory `pool`.
     pub fn pool(pool: &Path, cause: &pool::Error) -> Self {
         let mut message = format!("{}: {cause}", pool.display());
@@ -421,8 +435,9 @@ mod tests {
             },
             Call::Attach(AttachRequest {
                 name: name.clone(),
-                mount: None,
-                transport: Some(Transport::Ublk),
+                mount: Some("/mnt".into()),
+                mkfs: Some(FileSystem::Xfs),
+                transport: Some(Transport::Nbd),
                 sector_size: Some(SectorSize::S512),
                 persist: true,
             }),

@@ -1,6 +1,5 @@
 //! The ways a device of a pool can become a local block device, and which of them work here.
 
-use std::env;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -8,7 +7,8 @@ use std::path::Path;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::attach::ublk;
+use crate::attach::{nbd, ublk};
+use crate::external::find_program;
 use crate::protocol::{CallError, CallErrorKind};
 
 /// A way to a local block device.
@@ -18,12 +18,14 @@ use crate::protocol::{CallError, CallErrorKind};
 pub enum Transport {
     /// `/dev/ublkbN`, which outlives the daemon.
     Ublk,
+    /// `/dev/nbdN`, which outlives the daemon, too.
+    Nbd,
     /// A file of a FUSE mount with a loop device on top.
     Fuse,
 }
 
 /// Every transport, in the order in which `attach` tries them.
-pub const ORDER: [Transport; 2] = [Transport::Ublk, Transport::Fuse];
+pub const ORDER: [Transport; 3] = [Transport::Ublk, Transport::Nbd, Transport::Fuse];
 
 /// What a transport lacks, and what brings it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -48,6 +50,7 @@ impl Transport {
     pub fn name(self) -> &'static str {
         match self {
             Transport::Ublk => "ublk",
+            Transport::Nbd => "nbd",
             Transport::Fuse => "fuse",
         }
     }
@@ -60,6 +63,7 @@ impl Transport {
     pub fn probe(self) -> Result<(), Lack> {
         match self {
             Transport::Ublk => ublk::probe(),
+            Transport::Nbd => nbd::probe(),
             Transport::Fuse => probe_fuse(),
         }
     }
@@ -130,7 +134,7 @@ fn probe_fuse() -> Result<(), Lack> {
         Path::new("/dev/loop-control"),
         "modprobe loop, or a kernel with CONFIG_BLK_DEV_LOOP",
     )?;
-    if !has_program("losetup") {
+    if find_program("losetup").is_none() {
         return Err(Lack {
             missing: "the program losetup".to_owned(),
             remedy: "apt-get install util-linux, or what your system calls it".to_owned(),
@@ -152,13 +156,6 @@ fn can_open(device: &Path, remedy: &str) -> Result<(), Lack> {
         missing: CallError::io(device.display(), &cause).message,
         remedy: remedy.to_owned(),
     })
-}
-
-fn has_program(name: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(name).is_file())
 }
 
 #[cfg(test)]
@@ -184,7 +181,12 @@ mod tests {
         assert_eq!(both.transport, Transport::Ublk);
         let fallback = choose(None, &[Transport::Fuse]).unwrap();
         assert_eq!(fallback.transport, Transport::Fuse);
-        assert_eq!(fallback.reason, "no ublk: Ublk is missing (get it)");
+        assert_eq!(
+            fallback.reason,
+            "no ublk: Ublk is missing (get it); no nbd: Nbd is missing (get it)"
+        );
+        let second = choose(None, &[Transport::Nbd, Transport::Fuse]).unwrap();
+        assert_eq!(second.transport, Transport::Nbd);
         let asked = choose(Some(Transport::Fuse), &[Transport::Ublk, Transport::Fuse]).unwrap();
         assert_eq!(asked.transport, Transport::Fuse);
     }

@@ -3,9 +3,9 @@
 //!
 //! # A client that repeats requests
 //!
-//! The kernel's client gives a connection up when a request on it takes too long, and sends the request again
-//! on another one, while it may still be running here. Were both carried out, the older one could undo
-//! a write that came between. So no connection begins a request while another one, cut off by
+//! The kernel's client gives a connection up when a request on it takes too long, and sends the request
+//! again on another one, while it may still be running here. Were both carried out, the older one could
+//! undo a write that came between. So no connection begins a request while another one, cut off by
 //! the client, still has requests running. The client cuts a connection off before it repeats the
 //! requests, so looking at the others after a request has arrived is early enough.
 

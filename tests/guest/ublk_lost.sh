@@ -48,7 +48,7 @@ if wait "$load"; then
 fi
 grep -q "$DEVICE (vol): ended" "$SCRATCH"/serve.*.log || fail "nothing was said"
 [ ! -e "$DEVICE" ] || fail "$DEVICE is left"
-[ ! -e /dev/thin/pool/vol ] || fail "its link is left"
+[ ! -L /dev/thin/pool/vol ] || fail "its link is left"
 
 echo "== and again"
 thinctl attach "$POOL/vol" --ublk --json >"$SCRATCH/attach.json"

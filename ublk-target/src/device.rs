@@ -19,7 +19,7 @@ use crate::kernel::{
 };
 use crate::params::{Options, Params, Shape};
 use crate::probe::probe;
-use crate::table::{Record, Table};
+use crate::{Record, Table};
 
 /// How long the driver may take to notice that a device's process is gone.
 const LEFT_LIMIT: Duration = Duration::from_secs(30);
@@ -92,6 +92,7 @@ impl UblkDevice {
         };
         let started = table
             .insert(device.record.clone())
+            .map_err(Error::from)
             .and_then(|()| device.start(thin, Some(params)));
         if let Err(error) = started {
             if let Err(error) = device.delete(table) {
@@ -274,7 +275,7 @@ impl UblkDevice {
         assert!(self.queues.is_none(), "deleting would wait for its queues");
         let control = Arc::clone(&self.control);
         within(COMMAND_LIMIT, "deleting a device", move || control.delete())?;
-        table.remove(self.record.device)
+        Ok(table.remove(self.record.device)?)
     }
 }
 

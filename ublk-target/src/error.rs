@@ -70,17 +70,9 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The table of devices cannot be understood.
-    #[error(
-        "{path}: {reason}: remove it if no ublk device of the pool is left (ls /dev/ublkb*)",
-        path = .path.display()
-    )]
-    DamagedTable {
-        /// The table's file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The table of devices cannot be read, understood or written.
+    #[error(transparent)]
+    Table(#[from] device_table::Error),
 
     /// A system call failed.
     #[error("{what}: {source}")]

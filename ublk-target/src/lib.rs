@@ -4,9 +4,9 @@
 //! device is a thread with an io_uring, on which the driver's commands, the pool's data I/O and the
 //! doorbell of the thread's executor meet; a request stays on that thread from beginning to end.
 //!
-//! Reading order: `request` says what the driver asks for and what it must be answered, `params`
-//! what a device looks like; both are pure. `serve` carries a request out on a thin device. `table`
-//! remembers the devices, `device` makes, takes over and removes them, `kernel` is all that knows the
+//! Reading order: `request` says what the driver asks for and what it must be answered, `params` what a
+//! device looks like; both are pure. `serve` carries a request out on a thin device. `record` is what is
+//! remembered of a device, `device` makes, takes over and removes them, `kernel` is all that knows the
 //! driver, and `probe` finds out whether it is there.
 //!
 //! # What survives the process
@@ -36,12 +36,15 @@ mod error;
 mod kernel;
 mod params;
 mod probe;
+mod record;
 mod request;
 mod serve;
-mod table;
 
 pub use device::{Identity, UblkDevice};
 pub use error::Error;
 pub use params::{Options, SectorSize};
 pub use probe::{Missing, probe};
-pub use table::{Record, Table};
+pub use record::Record;
+
+/// The devices of one pool.
+pub type Table = device_table::Table<Record>;

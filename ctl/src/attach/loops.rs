@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use fuse_target::{LoopDevice, LoopOptions};
 
-use super::{Attached, Backing, fuse_error, mount_device};
+use super::file_system::{Contents, mount_as_asked};
+use super::{Attached, Backing, fuse_error};
 use crate::protocol::{AttachRequest, Attachment, CallError};
 use crate::transports::Choice;
 
@@ -14,24 +15,25 @@ pub(super) fn attach_file(
     request: AttachRequest,
     choice: Choice,
     file: PathBuf,
-    read_only: bool,
+    contents: Contents,
 ) -> Result<Attached, CallError> {
     let mut options = LoopOptions {
-        read_only,
+        read_only: contents.read_only,
         ..LoopOptions::default()
     };
     if let Some(sector_size) = request.sector_size {
         options.sector_size = sector_size.bytes();
     }
     let device = LoopDevice::attach_with(&file, options).map_err(|cause| fuse_error(&cause))?;
-    if let Some(mountpoint) = &request.mount
-        && let Err(error) = mount_device(device.path(), device.read_only(), mountpoint)
-    {
-        if let Err(cause) = device.detach() {
-            tracing::warn!("{} is left attached: {cause}", device.path().display());
+    let made = match mount_as_asked(device.path(), contents, &request) {
+        Ok(made) => made,
+        Err(error) => {
+            if let Err(cause) = device.detach() {
+                tracing::warn!("{} is left attached: {cause}", device.path().display());
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     let attachment = Attachment {
         name: request.name,
         device: device.path().to_owned(),
@@ -40,7 +42,8 @@ pub(super) fn attach_file(
         reason: choice.reason,
         file: Some(file),
         mountpoint: request.mount,
-        read_only,
+        made,
+        read_only: contents.read_only,
         direct_io: Some(device.direct_io()),
     };
     Ok(Attached {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use pool::ThinDevice;
 use reactor::FileHost;
 
-use crate::cli::SectorSize;
+use super::blocks::NewDevice;
 use crate::protocol::CallError;
 use crate::transports::Lack;
 
@@ -63,9 +63,7 @@ impl BlockDevices {
     pub fn attach(
         &mut self,
         _thin: &ThinDevice<FileHost>,
-        _volume: String,
-        _mountpoint: Option<PathBuf>,
-        _sector_size: Option<SectorSize>,
+        _new: NewDevice,
     ) -> Result<BlockDevice, CallError> {
         Err(CallError::invalid(MISSING))
     }

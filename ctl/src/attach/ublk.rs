@@ -7,6 +7,7 @@ use pool::ThinDevice;
 use reactor::FileHost;
 use ublk_target::{Error, Identity, Options, Record, Table, UblkDevice};
 
+use super::blocks::NewDevice;
 use crate::cli::SectorSize;
 use crate::protocol::{CallError, CallErrorKind};
 use crate::transports::Lack;
@@ -66,7 +67,7 @@ impl BlockDevices {
     /// `Damaged` when the table cannot be understood.
     pub fn open(runtime_dir: &Path) -> Result<Self, CallError> {
         let table =
-            Table::open(&runtime_dir.join(TABLE_FILE)).map_err(|cause| ublk_error(&cause))?;
+            Table::open(&runtime_dir.join(TABLE_FILE)).map_err(|cause| CallError::table(&cause))?;
         Ok(BlockDevices { table })
     }
 
@@ -85,19 +86,15 @@ impl BlockDevices {
     pub fn attach(
         &mut self,
         thin: &ThinDevice<FileHost>,
-        volume: String,
-        mountpoint: Option<PathBuf>,
-        sector_size: Option<SectorSize>,
+        new: NewDevice,
     ) -> Result<BlockDevice, CallError> {
-        // Whoever reads JSON numbers as floating point keeps 53 bits of it.
-        let token = uuid::Uuid::new_v4().as_u64_pair().1 & ((1 << 53) - 1);
         let identity = Identity {
-            volume,
-            token,
-            mountpoint,
+            volume: new.volume,
+            token: new.token,
+            mountpoint: new.mountpoint,
         };
         let options = Options {
-            sector_size: sector_size.map(|size| match size {
+            sector_size: new.sector_size.map(|size| match size {
                 SectorSize::S512 => ublk_target::SectorSize::S512,
                 SectorSize::S4096 => ublk_target::SectorSize::S4096,
             }),
@@ -149,10 +146,10 @@ pub fn probe() -> Result<(), Lack> {
 
 fn ublk_error(cause: &Error) -> CallError {
     let kind = match cause {
+        Error::Table(cause) => return CallError::table(cause),
         Error::BadOption { .. } => CallErrorKind::Invalid,
         Error::Busy(_) | Error::NotRecoverable { .. } => CallErrorKind::Busy,
         Error::Gone(_) => CallErrorKind::NotFound,
-        Error::DamagedTable { .. } => CallErrorKind::Damaged,
         Error::Io { source, .. } | Error::Driver { source, .. } => CallError::io("", source).kind,
         _ => CallErrorKind::Other,
     };

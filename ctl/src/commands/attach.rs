@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fuse_target::LoopDevice;
 
 use super::{Context, unexpected};
-use crate::attach::ublk::BlockDevices;
+use crate::attach::blocks::BlockDevices;
 use crate::attach::{POOL_LINK, device_file, fuse_error, runtime_dir, runtime_root};
 use crate::cli::{AttachArgs, DeviceArg};
 use crate::client::Client;
@@ -36,6 +36,7 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
     let call = Call::Attach(AttachRequest {
         name: args.device.name.clone(),
         mount,
+        mkfs: args.mkfs,
         transport: args.transport(),
         sector_size: args.sector_size,
         persist: args.persist,
@@ -187,7 +188,7 @@ async fn detach_name(device: &DeviceArg) -> Result<Detached, CallError> {
     let dir = PoolDir::open(&device.pool)?;
     match Client::connect(&dir).await? {
         Some(client) => detach_by(client, &dir, AttachTarget::Name(device.name.clone())).await,
-        // Only a daemon can write out what the kernel holds for a ublk device.
+        // Only a daemon can write out what the kernel holds for such a device.
         None if has_leftovers(&runtime_dir(&dir))? => {
             let client = start_daemon(&dir).await?;
             detach_by(client, &dir, AttachTarget::Name(device.name.clone())).await
@@ -210,12 +211,12 @@ async fn detach_name(device: &DeviceArg) -> Result<Detached, CallError> {
     }
 }
 
-/// Whether a daemon has left ublk devices of the pool with this runtime directory.
+/// Whether a daemon has left block devices of the pool with this runtime directory.
 fn has_leftovers(runtime: &Path) -> Result<bool, CallError> {
     Ok(!BlockDevices::open(runtime)?.leftovers().is_empty())
 }
 
-/// The pool that has this ublk device.
+/// The pool that has this device of ublk or of the NBD client.
 fn pool_of_block_device(device: &Path) -> Result<Option<PoolDir>, CallError> {
     let Ok(entries) = fs::read_dir(runtime_root()) else {
         return Ok(None);

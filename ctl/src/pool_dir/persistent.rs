@@ -72,6 +72,8 @@ impl From<Persistent> for AttachRequest {
         AttachRequest {
             name: persistent.name,
             mount: persistent.mount,
+            // It was made the first time.
+            mkfs: None,
             transport: persistent.transport,
             sector_size: persistent.sector_size,
             // It stands in the table already.

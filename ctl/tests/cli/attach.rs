@@ -234,6 +234,37 @@ fn without_a_daemon_one_is_started_and_ends_by_itself() {
 }
 
 #[test]
+fn a_file_system_is_made_on_what_is_blank_and_on_nothing_else() {
+    if !can_attach() || !has_program("mkfs.ext4") {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    fs::create_dir(bench.path("m")).unwrap();
+    bench.ok(&["create", "p/vol", "--size", "32M"]);
+    bench.ok(&["create", "p/c1", "--size", "32M"]);
+    bench.write(&["p/c1"], &noise(1 << 20, 3));
+    let made = [
+        "attach", "p/vol", "--mount", "m", "--mkfs", "ext4", "--fuse",
+    ];
+    let daemon = bench.serve(&["p"]);
+    assert_eq!(bench.json(&made)["made"], "ext4");
+    fs::write(bench.path("m/file"), b"kept").unwrap();
+    bench.ok(&["detach", "p/vol"]);
+    assert!(bench.json(&made)["made"].is_null());
+    assert_eq!(fs::read(bench.path("m/file")).unwrap(), b"kept");
+    bench.ok(&["detach", "p/vol"]);
+    let mut over = made;
+    over[1] = "p/c1";
+    bench.refused(&over, 4, "blkdiscard");
+    bench.refused(&["detach", "p/c1"], 3, "not attached");
+    bench.refused(&["attach", "p/c1", "--mkfs", "ext4"], 2, "--mount");
+    daemon.stop();
+    assert_eq!(bench.ok(&["ls", "p"]).lines().count(), 3);
+    bench.check_clean("p");
+}
+
+#[test]
 fn attaching_what_cannot_be_leaves_no_daemon() {
     let bench = Bench::with_pool();
     bench.refused(&["attach", "p/none"], 3, "no such volume");
@@ -309,7 +340,7 @@ fn attach_takes_what_works_and_says_why() {
     let doctor = bench.json(&["doctor"]);
     let transports = doctor.as_array().unwrap();
     let names: Vec<_> = transports.iter().map(|t| t["transport"].clone()).collect();
-    assert_eq!(names, ["ublk", "fuse"]);
+    assert_eq!(names, ["ublk", "nbd", "fuse"]);
     for transport in transports {
         let works = transport["works"].as_bool().unwrap();
         assert_eq!(works, transport.get("missing").is_none(), "{transport}");

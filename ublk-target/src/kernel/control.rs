@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::params::Params;
-use crate::table::block_device;
+use crate::record::block_device;
 
 /// Where control commands go.
 pub(crate) const CONTROL_DEVICE: &str = "/dev/ublk-control";

@@ -1,0 +1,127 @@
+#!/bin/bash
+# A daemon that dies, by kill -9, under an ext4 on a device of the kernel's NBD client with a verifying
+# load, twice; one that is told to end under it; one that dies while it takes over; commands on the pool
+# while nobody serves it. Nobody above may notice anything but a wait.
+#
+# What is acknowledged but not committed is lost with the daemon as long as the pool has no intent
+# log. So every block of the volume is mapped and committed before the first kill, and all writes go
+# to those. What the driver had sent to a daemon that died, it sends again after half a minute.
+# guest: --timeout 1200 --memory 3G
+. "$(dirname "$0")/lib.sh"
+export THINPOOL_LINK_DIR=/dev/thin
+requires fio mkfs.ext4 e2fsck jq
+modprobe nbd
+
+kill_daemon() {
+    kill -KILL "$DAEMON"
+    wait "$DAEMON" 2>/dev/null || true
+}
+
+table() {
+    echo "$THINPOOL_RUNTIME_DIR"/*/nbd.json
+}
+
+mkdir "$SCRATCH/store" "$SCRATCH/mnt"
+mount -t tmpfs -o size=1G store "$SCRATCH/store"
+undo umount -l "$SCRATCH/store"
+new_pool store/pool --size 512M
+thinctl create "$POOL/vol" --size 128M
+thinctl create "$POOL/idle" --size 16M
+serve "$POOL"
+thinctl attach "$POOL/vol" --nbd --json >"$SCRATCH/attach.json"
+DEVICE=$(jq -r .device "$SCRATCH/attach.json")
+dd if=/dev/zero of="$DEVICE" bs=1M oflag=direct status=none || true
+mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$DEVICE"
+mount -o nodiscard "$DEVICE" "$SCRATCH/mnt"
+undo umount -l "$SCRATCH/mnt"
+dd if=/dev/zero of="$SCRATCH/mnt/file" bs=1M count=64 status=none
+sync -f "$SCRATCH/mnt"
+same "$(thinctl info "$POOL/vol" --json | jq .mapped_bytes)" $((128 * 1048576)) "all is mapped"
+
+echo "== kill -9 under load, twice"
+fio --name=verify --filename="$SCRATCH/mnt/file" --rw=randwrite --bs=4k --direct=1 \
+    --ioengine=io_uring --iodepth=16 --size=48M --io_size=96M --fsync=64 --verify=crc32c \
+    --verify_backlog=512 --verify_fatal=1 >"$SCRATCH/fio.log" 2>&1 &
+load=$!
+for round in 1 2; do
+    sleep 2
+    kill -0 "$load" || fail "the load ended before kill $round: $(cat "$SCRATCH/fio.log")"
+    kill_daemon
+    sleep 1
+    kill -0 "$load" || fail "the load noticed kill $round: $(cat "$SCRATCH/fio.log")"
+    serve "$POOL"
+    grep -q "$DEVICE: goes on as vol" "$SCRATCH"/serve.*.log || fail "not taken over"
+done
+
+echo "== told to end under load"
+sleep 2
+kill -0 "$load" || fail "the load ended before: $(cat "$SCRATCH/fio.log")"
+stop_daemon
+kill -0 "$load" || fail "the load noticed: $(cat "$SCRATCH/fio.log")"
+serve "$POOL"
+status=0
+wait "$load" || status=$?
+[ $status -eq 0 ] || fail "fio: $(cat "$SCRATCH/fio.log")"
+same "$(readlink "/dev/thin/pool/vol")" "$DEVICE" "the link after recovery"
+
+echo "== killed while it takes over"
+kill_daemon
+for delay in 0.1 0.2 0.3 0.4 0.5 0.7; do
+    "$THINCTL" serve "$POOL" >/dev/null 2>>"$SCRATCH/short.log" &
+    DAEMON=$!
+    sleep $delay
+    kill_daemon
+done
+
+echo "== while nobody serves it"
+thinctl ls "$POOL" >/dev/null
+expect 5 "in use" thinctl rm "$POOL/vol"
+cp "$(table)" "$SCRATCH/table"
+sed -i 's/"connections": 2/"connections": 0/' "$(table)"
+expect 8 "nbd.json.*connections" thinctl serve "$POOL"
+expect 8 "nbd.json.*connections" thinctl rm "$POOL/idle"
+cp "$SCRATCH/table" "$(table)"
+
+echo "== taken over by attach"
+thinctl attach "$POOL/idle" --nbd >"$SCRATCH/idle"
+cmp -n 1048576 "$(cat "$SCRATCH/idle")" /dev/zero
+sync -f "$SCRATCH/mnt"
+echo more >"$SCRATCH/mnt/more"
+sync -f "$SCRATCH/mnt"
+expect 5 "mounted" thinctl detach "$POOL/vol"
+thinctl detach "$POOL/idle"
+same "$(jq '.devices | length' "$(table)")" 1 "devices in the table"
+
+echo "== told to end while mounted"
+pid=$(thinctl info "$POOL" --json | jq .daemon_pid)
+kill -TERM "$pid"
+for _ in $(seq 300); do
+    [ -e "/proc/$pid" ] || break
+    sleep 0.1
+done
+[ ! -e "/proc/$pid" ] || fail "the daemon does not end"
+cat "$SCRATCH/mnt/more" >/dev/null
+(sync -f "$SCRATCH/mnt" && echo late >"$SCRATCH/mnt/late" && sync -f "$SCRATCH/mnt") &
+writer=$!
+sleep 1
+kill -0 $writer || fail "a write did not wait for the next daemon"
+serve "$POOL"
+wait $writer || fail "a write that waited failed"
+same "$(cat "$SCRATCH/mnt/late")" late "what was written meanwhile"
+
+umount "$SCRATCH/mnt"
+e2fsck -fn "$DEVICE" >"$SCRATCH/e2fsck.log" 2>&1 || fail "e2fsck"
+if dmesg | grep -E "I/O error|EXT4-fs (error|warning)|hung_task|BUG|WARNING"; then
+    fail "the kernel complains"
+fi
+
+echo "== detach after a kill"
+kill_daemon
+thinctl detach "$DEVICE"
+same "$(blockdev --getsize64 "$DEVICE")" 0 "size after detaching"
+[ ! -e "/dev/thin/pool" ] || fail "links are left"
+for _ in $(seq 300); do
+    [ -e "$POOL/control.sock" ] || break
+    sleep 0.1
+done
+verify "$POOL"
