@@ -23,7 +23,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use crate::awake::Wait;
 use crate::budget::{Budget, IN_FLIGHT_MAX, SharedBudget};
 use crate::command::Refusal;
-use crate::direct::Siblings;
+use crate::direct::{Siblings, Standing};
 use crate::handshake::Agreement;
 use crate::intake::{Intake, Next};
 use crate::outbox::SLICES_MAX;
@@ -127,15 +127,18 @@ where
         let now = Instant::now();
         let stopping = self.stopping.load(Ordering::Relaxed);
         // Once a round, and only when there is a request: it is a system call.
-        let mut held_back = None;
+        let mut standing = None;
         loop {
             let in_flight = self.executor.len() + self.session.outbox.borrow().len();
             let (session, budget) = (&self.session, &mut self.budget);
             let siblings = self.siblings.as_ref();
-            let is_held_back =
-                || siblings.is_some_and(|(own, siblings)| siblings.is_another_cut_off(*own));
+            let find_standing = || {
+                siblings.map_or(Standing::Clear, |(own, siblings)| {
+                    siblings.standing_of(*own)
+                })
+            };
             let admit = |request: &Request| {
-                if *held_back.get_or_insert_with(is_held_back) {
+                if *standing.get_or_insert_with(find_standing) != Standing::Clear {
                     return None;
                 }
                 let cost = session.cost(request);
@@ -157,6 +160,10 @@ where
                     continue;
                 }
                 Next::Incomplete => Intaking::Waiting,
+                Next::NoRoom if standing == Some(Standing::CutOff) => {
+                    self.intake.stop();
+                    Intaking::Over
+                }
                 Next::NoRoom => Intaking::NoRoom,
                 Next::Over => Intaking::Over,
             };

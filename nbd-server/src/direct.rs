@@ -6,7 +6,7 @@
 //! The kernel's client gives a connection up when a request on it takes too long, and sends the request
 //! again on another one, while it may still be running here. Were both carried out, the older one could
 //! undo a write that came between. So no connection begins a request while another one, cut off by
-//! the client, still has requests running. The client cuts a connection off before it repeats the
+//! the client, still has requests running; and one that is cut off begins no more. The client cuts a connection off before it repeats the
 //! requests, so looking at the others after a request has arrived is early enough.
 
 use std::collections::BTreeMap;
@@ -138,28 +138,44 @@ pub(crate) struct Siblings {
     ended: Condvar,
 }
 
+/// Whether a connection may begin requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// It may.
+    Clear,
+    /// Another one, cut off by the client, must be over first.
+    Waits,
+    /// It is cut off itself: the client repeats on another what was not begun here.
+    CutOff,
+}
+
 impl Siblings {
-    /// Whether another connection than `own` was cut off by the client and is still served.
-    pub(crate) fn is_another_cut_off(&self, own: u64) -> bool {
-        let others: Vec<_> = {
+    /// How the connection with this number stands.
+    pub(crate) fn standing_of(&self, own: u64) -> Standing {
+        let live: Vec<_> = {
             let live = self.live.lock();
-            let others = live.iter().filter(|(id, _)| **id != own);
-            others.map(|(_, socket)| Arc::clone(socket)).collect()
+            let numbered = live.iter().map(|(id, socket)| (*id, Arc::clone(socket)));
+            numbered.collect()
         };
         // What is asked for is told in any case: that the other side hung up.
-        let mut polled: Vec<_> = others
+        let mut polled: Vec<_> = live
             .iter()
-            .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty()))
+            .map(|(_, socket)| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty()))
             .collect();
-        if polled.is_empty() {
-            return false;
+        if poll(&mut polled, Some(&Timespec::default())).is_err() {
+            // Asked again later.
+            return Standing::Waits;
         }
-        match poll(&mut polled, Some(&Timespec::default())) {
-            Ok(0) => false,
-            Ok(_) => true,
-            // Ask again later.
-            Err(_) => true,
+        let mut standing = Standing::Clear;
+        for ((id, _), polled) in live.iter().zip(&polled) {
+            if !polled.revents().is_empty() {
+                if *id == own {
+                    return Standing::CutOff;
+                }
+                standing = Standing::Waits;
+            }
         }
+        standing
     }
 }
 

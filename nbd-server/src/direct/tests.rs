@@ -144,3 +144,30 @@ fn nothing_is_begun_while_a_connection_that_was_cut_off_goes_on() {
     assert!(is_over.load(Ordering::Acquire), "it was begun too early");
     end.join().unwrap();
 }
+
+/// As when this process was stopped for a while: none of them may wait for another.
+#[test]
+fn connections_that_were_all_cut_off_end() {
+    let (_folder, _pool, device) = volume();
+    let connections = Arc::new(DirectConnections::new(device.clone()));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let stuck = Member::join(&connections.siblings, u64::MAX, ours.into());
+    drop(theirs);
+    let mut streams = [client(&connections), client(&connections)];
+    for stream in &mut streams {
+        send(stream, WRITE, 0, 4, b"late");
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    drop(stuck);
+    let (ended, told) = std::sync::mpsc::channel();
+    let theirs = Arc::clone(&connections);
+    thread::spawn(move || {
+        theirs.wait_below(1);
+        ended.send(()).unwrap();
+    });
+    told.recv_timeout(Duration::from_secs(60))
+        .expect("they wait for each other");
+    let mut written = [1; 4];
+    block_on(device.read(0, &mut written)).unwrap();
+    assert_eq!(written, [0; 4], "begun although it was cut off");
+}
