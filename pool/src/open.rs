@@ -167,14 +167,7 @@ impl<H: Host> Pool<H> {
         check_data_size(&superblock, &stores.data)?;
         let read_only = read_only_reason(&superblock, options.read_only);
         let may_write = read_only.is_none();
-        let left = log::load(&*stores.log, &superblock)?;
-        if left.is_there && may_write {
-            // What the last daemon has written may be in the page cache only, and is built on from here.
-            stores.metadata.flush().map_err(|source| Error::Io {
-                what: "syncing the metadata store".into(),
-                source,
-            })?;
-        }
+        let left = load_log(&stores, &superblock, may_write)?;
         let committed = metadata.committed();
         let devices: BTreeMap<_, _> = committed.devices()?.into_iter().collect();
         let loaded = load_catalog(&*stores.catalog, &committed, &devices)?;
@@ -241,6 +234,23 @@ impl<H: Host> Pool<H> {
         }
         Ok(pool)
     }
+}
+
+/// Reads what a daemon has left that did not close the pool.
+fn load_log<H: Host>(
+    stores: &Stores<H>,
+    superblock: &Superblock,
+    may_write: bool,
+) -> Result<log::Loaded, Error> {
+    let left = log::load(&*stores.log, superblock)?;
+    if left.is_there && may_write {
+        // What it has written may be in the page cache only, and is built on from here.
+        stores.metadata.flush().map_err(|source| Error::Io {
+            what: "syncing the metadata store".into(),
+            source,
+        })?;
+    }
+    Ok(left)
 }
 
 /// Opens an external origin.

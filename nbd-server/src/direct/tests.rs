@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metadata_btree::MemStore;
 use pool::{BlockSize, FileCatalog, Identity, NewDevice, OpenOptions, Pool, Stores};
-use reactor::{FileHost, block_on};
+use reactor::{FileHost, FileLog, block_on};
 
 use super::*;
 
@@ -31,6 +31,7 @@ fn volume() -> (tempfile::TempDir, Arc<Pool<FileHost>>, ThinDevice<FileHost>) {
         metadata,
         data: host.open_data(&data, false).unwrap(),
         catalog: Box::new(FileCatalog::new(folder.path().join("catalog"))),
+        log: Box::new(FileLog::new(folder.path().join("log"), &[]).unwrap()),
     };
     let pool = Pool::open(host, stores, OpenOptions::default()).unwrap();
     let name: pool::DeviceName = "vol".parse().unwrap();
