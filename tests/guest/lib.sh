@@ -62,6 +62,49 @@ end_blocks() {
     stop_daemon
 }
 
+# --- Kills.
+
+STALLS=()
+
+# kill_daemon: kill -9. When this returns the process is gone.
+kill_daemon() {
+    kill -KILL "$DAEMON"
+    wait "$DAEMON" 2>/dev/null || true
+}
+
+# kill_and_serve POOL DEVICE: kills the daemon, and starts the next one, which must take the ublk device
+# over. Adds to STALLS the milliseconds from the kill until a read of the device is answered.
+kill_and_serve() {
+    local began=${EPOCHREALTIME/./} reader
+    kill_daemon
+    {
+        dd if="$2" of=/dev/null bs=4096 count=1 iflag=direct status=none
+        echo "${EPOCHREALTIME/./}" >"$SCRATCH/answered"
+    } &
+    reader=$!
+    serve "$1"
+    wait $reader || fail "a read of $2 that waited for the next daemon failed"
+    grep -q "$2: goes on as" "$SCRATCH/serve.${#DAEMONS[@]}.log" || fail "$2 was not taken over"
+    STALLS+=($((($(<"$SCRATCH/answered") - began) / 1000)))
+}
+
+# report_kills [jq options]: prints a line of JSON; with `--argjson rounds 4`, that too. The intent log
+# must have been of use.
+report_kills() {
+    local replayed
+    replayed=$(sed -n 's/.*; \([0-9]*\) changes were replayed.*/\1/p' "$SCRATCH"/serve.*.log | jq -s add)
+    [ "$replayed" -gt 0 ] || fail "there was nothing to replay"
+    printf '%s\n' "${STALLS[@]}" | jq -sc --arg test "$(basename "$0" .sh)" --argjson replayed "$replayed" "$@" \
+        '$ARGS.named + (sort | {kills: length, stall_median_ms: .[length / 2 | floor], stall_max_ms: .[-1]})'
+}
+
+# kernel_is_silent: no driver and no file system complains.
+kernel_is_silent() {
+    if dmesg | grep -E "I/O error|(EXT4-fs|XFS).*(error|warning|corrupt)|invalid error|hung_task|BUG|WARNING"; then
+        fail "the kernel complains"
+    fi
+}
+
 # --- The kernel's. Its pool is /dev/mapper/pool, a device of it /dev/mapper/NAME.
 
 declare -A THIN=()
