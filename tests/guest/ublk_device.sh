@@ -1,12 +1,12 @@
 #!/bin/bash
 # A volume as a ublk device: its limits as the kernel sees them, fio with verification at depth 1 and
-# 32, discards and zeroings, a file system with discards, a snapshot that is read only, links, and
+# 32, discards and zeroings, file systems with discards, a snapshot that is read only, links, and
 # refusals while it is in use.
 # guest: --timeout 900 --memory 3G
 . "$(dirname "$0")/lib.sh"
 export THINPOOL_LINK_DIR=/dev/thin
-requires fio mkfs.ext4 blkdiscard jq
-modprobe -a ublk_drv loop
+requires fio mkfs.ext4 mkfs.xfs blkdiscard jq
+modprobe -a ublk_drv loop xfs
 
 # attach_it NAME [options]: sets DEVICE and BLOCK, its name.
 attach_it() {
@@ -86,19 +86,37 @@ same "$(mapped)" "$before" "zero-range keeps blocks mapped"
 fallocate -p -o 4194304 -l 1048576 "$DEVICE"
 same "$(mapped)" $((before - 1048576)) "punching a hole unmaps"
 
-echo "== file system"
-mkfs.ext4 -q -F "$DEVICE"
 mkdir "$SCRATCH/mnt"
 undo umount "$SCRATCH/mnt"
+
+# fstrim_gives_back: what is deleted on the file system there goes back to the pool; a file `kept` stays.
+fstrim_gives_back() {
+    local full
+    cp "$SCRATCH/store/random" "$SCRATCH/mnt/kept"
+    dd if=/dev/zero of="$SCRATCH/mnt/gone" bs=1M count=64 status=none
+    sync -f "$SCRATCH/mnt"
+    full=$(mapped)
+    rm "$SCRATCH/mnt/gone"
+    sync -f "$SCRATCH/mnt"
+    fstrim "$SCRATCH/mnt"
+    [ "$(mapped)" -lt $((full - 60 * 1048576)) ] || fail "fstrim gave nothing back: $full, $(mapped)"
+}
+
+echo "== xfs"
+mkfs.xfs -q "$DEVICE"
 mount "$DEVICE" "$SCRATCH/mnt"
-cp "$SCRATCH/store/random" "$SCRATCH/mnt/kept"
-dd if=/dev/zero of="$SCRATCH/mnt/gone" bs=1M count=64 status=none
-sync -f "$SCRATCH/mnt"
-full=$(mapped)
-rm "$SCRATCH/mnt/gone"
-sync -f "$SCRATCH/mnt"
-fstrim "$SCRATCH/mnt"
-[ "$(mapped)" -lt $((full - 60 * 1048576)) ] || fail "fstrim gave nothing back: $full, $(mapped)"
+fstrim_gives_back
+umount "$SCRATCH/mnt"
+xfs_repair -n "$DEVICE" >"$SCRATCH/xfs_repair.log" 2>&1 || fail "xfs_repair: $(cat "$SCRATCH/xfs_repair.log")"
+mount "$DEVICE" "$SCRATCH/mnt"
+cmp "$SCRATCH/mnt/kept" "$SCRATCH/store/random"
+umount "$SCRATCH/mnt"
+blkdiscard "$DEVICE"
+
+echo "== ext4"
+mkfs.ext4 -q -F "$DEVICE"
+mount "$DEVICE" "$SCRATCH/mnt"
+fstrim_gives_back
 thinctl create-snap "$POOL/vol@s"
 
 echo "== in use"
@@ -140,8 +158,37 @@ limit queue/logical_block_size 512
 thinctl detach "$POOL/odd"
 
 echo "== the page cache is written out"
-dd if="$SCRATCH/store/random" of="$volume" bs=1M count=4 conv=notrunc status=none
-thinctl detach "$volume"
+# The kernel itself writes out what is dirty when the last descriptor of a device is closed. Here that is
+# one on its way through a socket: no process has it, so it is no reason to refuse, and nothing but the
+# page cache has what was written.
+cat >"$SCRATCH/hold.py" <<'END'
+import os, signal, socket, sys
+device, contents, told = sys.argv[1:]
+fd = os.open(device, os.O_RDWR)
+with open(contents, "rb") as file:
+    assert os.pwrite(fd, file.read(4 << 20), 0) == 4 << 20
+ends = socket.socketpair()
+socket.send_fds(ends[0], [b"."], [fd])
+os.close(fd)
+open(told, "w").close()
+signal.pause()
+END
+$PYTHON "$SCRATCH/hold.py" "$volume" "$SCRATCH/store/random" "$SCRATCH/held" &
+holder=$!
+undo kill $holder
+until [ -e "$SCRATCH/held" ]; do
+    kill -0 $holder || fail "nobody holds it"
+    sleep 0.1
+done
+thinctl detach "$volume" &
+detach=$!
+# The driver deletes it only when nobody has it any more.
+while [ -e "$volume" ]; do
+    kill -0 $detach 2>/dev/null || break
+    sleep 0.1
+done
+kill $holder
+wait $detach || fail "detaching failed"
 [ ! -e "$volume" ] || fail "$volume is left"
 [ ! -e "/dev/thin/pool" ] || fail "links are left"
 thinctl read "$POOL/vol" --length 4M | cmp - <(head -c 4194304 "$SCRATCH/store/random") ||
