@@ -133,8 +133,13 @@ pub(crate) fn serve_queue<H: Host>(job: QueueJob<H>) -> QueueEnd {
 
 fn serve<H: Host>(job: QueueJob<H>, buffers: &mut [PageBuffer]) -> io::Result<()> {
     init_ring(buffers.len())?;
+    // Declared before what borrows it; made after what may fail, for from then on it is not dropped on an
+    // error, and a device that it has open cannot be deleted.
+    let queue;
+    let mut executor = Executor::new()?;
+    let ring_io = RingIo::new(&executor);
     let commands = UblkQueue::new(job.number, job.device.device()).map_err(io_error)?;
-    let queue = Queue {
+    queue = Queue {
         commands: ManuallyDrop::new(commands),
         thin: job.thin,
         device: &job.device,
@@ -142,8 +147,6 @@ fn serve<H: Host>(job: QueueJob<H>, buffers: &mut [PageBuffer]) -> io::Result<()
         busy: Cell::new(0),
         failure: RefCell::default(),
     };
-    let mut executor = Executor::new()?;
-    let ring_io = RingIo::new(&executor);
     job.switch.connect(executor.bell());
     for (tag, buffer) in (0..).zip(buffers) {
         executor.spawn(queue.serve_tag(tag, buffer));
