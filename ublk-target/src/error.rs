@@ -85,6 +85,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the system said.
+    pub(crate) fn cause(&self) -> Option<&io::Error> {
+        match self {
+            Error::Driver { source, .. } | Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     /// Wraps the error of a system call that did `what`.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let what = what.into();

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use crate::deadline::{COMMAND_LIMIT, within};
 use crate::kernel::{CONTROL_DEVICE, Control, Features};
 
@@ -33,12 +35,24 @@ fn missing(what: impl Into<String>, remedy: impl Into<String>) -> Missing {
 pub fn probe() -> Result<(), Missing> {
     check_rings(Path::new("/proc/sys/kernel/io_uring_disabled"))?;
     check_control_device(Path::new(CONTROL_DEVICE))?;
-    let features = within(COMMAND_LIMIT, "asking for features", Control::features)
-        .map_err(|error| missing(format!("the ublk driver is silent ({error})"), REBOOT))?;
+    let features =
+        within(COMMAND_LIMIT, "asking for features", Control::features).map_err(|error| {
+            let remedy = error.cause().map_or(REBOOT, remedy);
+            missing(error.to_string(), remedy)
+        })?;
     check_features(features)
 }
 
 const REBOOT: &str = "see the kernel's log (dmesg); a driver that hangs needs a reboot";
+
+/// What to do when a call of this process failed.
+fn remedy(cause: &io::Error) -> &'static str {
+    match Errno::from_io_error(cause) {
+        Some(Errno::MFILE) => "raise the daemon's limit of open files (ulimit -n, LimitNOFILE=)",
+        Some(Errno::AGAIN) => "raise the daemon's limit of threads (ulimit -u, TasksMax=)",
+        _ => REBOOT,
+    }
+}
 
 /// The kernel's switch for io_uring: 0 is on, 1 only for a group, 2 off.
 fn check_rings(switch: &Path) -> Result<(), Missing> {
@@ -65,7 +79,10 @@ fn check_control_device(control: &Path) -> Result<(), Missing> {
             format!("{} may not be opened", control.display()),
             "run as root, with CAP_SYS_ADMIN",
         )),
-        Err(cause) => Err(missing(format!("{}: {cause}", control.display()), REBOOT)),
+        Err(cause) => Err(missing(
+            format!("{}: {cause}", control.display()),
+            remedy(&cause),
+        )),
     }
 }
 

@@ -89,14 +89,18 @@ pub(crate) struct Control {
 impl Control {
     /// What the driver can do.
     pub(crate) fn features() -> Result<Features, Error> {
-        let refused = || Errno::NOSYS.into();
-        UblkCtrl::get_features()
-            .map(Features)
-            .ok_or_else(refused)
-            .map_err(|source: io::Error| Error::Driver {
-                what: "asking the ublk driver for its features".to_owned(),
-                source,
-            })
+        let what = "asking the ublk driver for its features";
+        // libublk does not tell why it has no answer: what can fail before the question comes first.
+        make_ring()?;
+        let control = UblkCtrlBuilder::default()
+            .build()
+            .map_err(|cause| failed(what, &cause))?;
+        let no_answer = "no answer, as from kernels before 6.5, or at the limit of threads";
+        let features = control.get_driver_features();
+        features.map(Features).ok_or_else(|| Error::Driver {
+            what: what.to_owned(),
+            source: io::Error::other(no_answer),
+        })
     }
 
     /// Makes a device, which is not started yet.
@@ -139,16 +143,9 @@ impl Control {
         Ok(self.last_info())
     }
 
-    /// For commands on this thread: each has a ring for them, which libublk makes only on the thread that
-    /// opens a device.
+    /// For commands on this thread.
     fn commands(&self) -> Result<&UblkCtrl, Error> {
-        ublk_init_ctrl_task_ring(|ring| {
-            if ring.is_none() {
-                *ring = Some(IoUring::<squeue::Entry128>::builder().build(RING_ENTRIES)?);
-            }
-            Ok(())
-        })
-        .map_err(|cause| failed("making a ring for control commands", &cause))?;
+        make_ring()?;
         Ok(&self.control)
     }
 
@@ -241,6 +238,18 @@ impl CharDevice {
         // libublk has one word for every failure here: that memory could not be locked.
         self.device.notify_buffer_registration_complete(!is_ready);
     }
+}
+
+/// The ring for control commands of this thread, which libublk makes only on the thread that opens a
+/// device.
+fn make_ring() -> Result<(), Error> {
+    ublk_init_ctrl_task_ring(|ring| {
+        if ring.is_none() {
+            *ring = Some(IoUring::<squeue::Entry128>::builder().build(RING_ENTRIES)?);
+        }
+        Ok(())
+    })
+    .map_err(|cause| failed("making a ring for control commands", &cause))
 }
 
 fn build(id: i32, spec: Spec, flags: UblkFlags) -> Result<UblkCtrl, UblkError> {
