@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_server::Server;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -58,6 +59,7 @@ pub fn run(args: ServeArgs) -> Result<(), CallError> {
         // Fails only for the leader of a group, which a shell has put where it belongs.
         let _ = rustix::process::setsid();
     }
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()
@@ -66,6 +68,22 @@ pub fn run(args: ServeArgs) -> Result<(), CallError> {
     let result = runtime.block_on(serve(args, handed));
     runtime.shutdown_background();
     result
+}
+
+/// A ublk device takes four descriptors, and 1024 is what most processes start with: that is for programs
+/// that use `select`, which nothing here does.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(cause) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(
+            "the limit of open files stays at {:?}: {cause}",
+            limit.current
+        );
+    }
 }
 
 async fn serve(args: ServeArgs, handed: HandedSockets) -> Result<(), CallError> {
