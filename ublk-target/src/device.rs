@@ -28,6 +28,10 @@ const LEFT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Taking a device over waits for its last process by itself, for half a minute.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 
+/// Descriptors that stopping and deleting a device, and writing the table, may need: a ring a command,
+/// and the one of the command before may not be closed yet.
+const RESERVED_DESCRIPTORS: usize = 6;
+
 /// Whose device it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -48,6 +52,8 @@ pub struct UblkDevice {
     control: Arc<Control>,
     /// None once nobody serves it.
     queues: Option<Queues>,
+    /// While it is being made: descriptors for taking it away again when there are no others.
+    reserve: Vec<File>,
 }
 
 impl UblkDevice {
@@ -66,6 +72,7 @@ impl UblkDevice {
             read_only: thin.read_only(),
         };
         let params = Params::new(shape, options)?;
+        let reserve = reserve_descriptors()?;
         let spec = Spec {
             queues: options.queues,
             depth: options.depth,
@@ -89,6 +96,7 @@ impl UblkDevice {
             record,
             control: Arc::new(control),
             queues: None,
+            reserve,
         };
         let started = table
             .insert(device.record.clone())
@@ -100,6 +108,7 @@ impl UblkDevice {
             }
             return Err(error);
         }
+        device.reserve.clear();
         Ok(device)
     }
 
@@ -134,6 +143,7 @@ impl UblkDevice {
                 record: record.clone(),
                 control: Arc::new(control),
                 queues: None,
+                reserve: Vec::new(),
             },
             Ok(_) | Err(Error::Gone(_)) => {
                 table.remove(record.device)?;
@@ -261,6 +271,7 @@ impl UblkDevice {
                 }
                 // Makes the driver give back what the queues have fetched, so that they end and the
                 // device can be deleted.
+                self.reserve.clear();
                 let control = Arc::clone(&self.control);
                 within(COMMAND_LIMIT, "stopping a device", move || control.stop())?;
                 // A queue that failed is the better reason.
@@ -273,6 +284,7 @@ impl UblkDevice {
     /// Deletes a device that is not started, and takes it off the table.
     fn delete(&mut self, table: &mut Table) -> Result<(), Error> {
         assert!(self.queues.is_none(), "deleting would wait for its queues");
+        self.reserve.clear();
         let control = Arc::clone(&self.control);
         within(COMMAND_LIMIT, "deleting a device", move || control.delete())?;
         Ok(table.remove(self.record.device)?)
@@ -285,6 +297,12 @@ impl Drop for UblkDevice {
             queues.leave();
         }
     }
+}
+
+fn reserve_descriptors() -> Result<Vec<File>, Error> {
+    let opened = (0..RESERVED_DESCRIPTORS).map(|_| File::open("/dev/null"));
+    let reserve: io::Result<_> = opened.collect();
+    reserve.map_err(Error::io("making a device (ulimit -n, LimitNOFILE=)"))
 }
 
 fn spec_of(record: &Record) -> Spec {
