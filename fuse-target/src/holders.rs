@@ -79,6 +79,11 @@ fn for_good(device: &Path) -> Result<Option<String>, Error> {
     if let Some(stacked) = first_entry(&sys.join("holders")) {
         return Ok(Some(format!("used by block device {stacked}")));
     }
+    // The kernel does not list a loop device among the holders.
+    let mut loops = loop_backings().into_iter();
+    if let Some((above, _)) = loops.find(|(_, below)| below == device) {
+        return Ok(Some(format!("used by block device {}", above.display())));
+    }
     if is_swap(device) {
         return Ok(Some("used as swap space".to_owned()));
     }

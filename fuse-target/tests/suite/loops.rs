@@ -243,6 +243,12 @@ fn a_busy_device_stays_and_tells_who_holds_it() {
     drop(held);
     unmount(&place).unwrap();
 
+    let above = LoopDevice::attach(device.path(), false).unwrap();
+    busy(
+        device.detach(),
+        &format!("used by block device {}", text(above.path())),
+    );
+    above.detach().unwrap();
     let open = fs::File::open(device.path()).unwrap();
     busy(device.detach(), &format!("process {}", std::process::id()));
     assert_eq!(LoopDevice::find(&volume).unwrap().as_ref(), Some(&device));
