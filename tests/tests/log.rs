@@ -541,3 +541,76 @@ fn kills_while_blocks_cannot_be_read_lose_nothing() {
     let test = "kills_while_blocks_cannot_be_read_lose_nothing";
     kills_under_load(test, 4000, 600, 600, true);
 }
+
+/// A snapshot whose commit is killed leaves two mappings of the same block to be replayed, the second over
+/// what the first holds. The first block must not be given to anybody before the second is filled in.
+#[test]
+fn what_a_replayed_mapping_was_made_over_is_kept() {
+    let test = "what_a_replayed_mapping_was_made_over_is_kept";
+    let over_two = Mutex::new(0);
+    let ran_all = seeds(7000, 300, test, |mut prng| {
+        let machine = Machine::new(geometry(64), prng.fork());
+        let pool = machine.open().unwrap();
+        for volume in ["a", "b"] {
+            block_on(pool.create_volume(new(volume), 8 * BLOCK as u64, None)).unwrap();
+        }
+        let a = pool.open_device(&name("a")).unwrap();
+        block_on(a.write(0, &[1; BLOCK], false)).unwrap();
+        let power = &machine.power;
+        power.set_pauses(3);
+        power.set_kill(true);
+        power.cut_at(Some(power.changes() + prng.below(30)));
+        let snapshot = async {
+            let _may_be_killed = pool.create_snapshots(vec![new("a@s")]).await;
+        };
+        let reads = prng.below(6);
+        let write = async {
+            for _ in 0..reads {
+                let _may_be_killed = a.read(0, &mut [0; SECTOR]).await;
+            }
+            let _may_be_killed = a.write(0, &[2; SUB_BLOCK], false).await;
+        };
+        let mut order = Prng::new(machine.power.changes());
+        let tasks: Vec<Task<'_>> = vec![Box::pin(snapshot), Box::pin(write)];
+        run(tasks, &mut order);
+        let next = machine.after_kill(&mut order);
+        let pool = next.open().unwrap();
+        if pool.status().partial_blocks > 0 && pool.info(&name("a@s")).is_err() {
+            *over_two.lock() += 1;
+        }
+        let b = pool.open_device(&name("b")).unwrap();
+        block_on(b.write(0, &[9; 8 * BLOCK], false)).unwrap();
+        let bytes = read_all(&pool, &name("a"));
+        let wrong = bytes[SUB_BLOCK..BLOCK].iter().position(|byte| *byte != 1);
+        assert_eq!(wrong, None, "what the write did not touch has changed");
+    });
+    assert!(!ran_all || *over_two.lock() > 0, "no such kill");
+}
+
+/// What cannot be committed at the close stays in the log.
+#[test]
+fn a_pool_is_closed_while_a_volume_is_left_out() {
+    let scene = Scene::new();
+    scene.spoil();
+    let closed = block_on(scene.pool.close());
+    assert!(
+        matches!(closed, Err(Error::NotDurable { .. })),
+        "{closed:?}"
+    );
+    let next = scene.killed();
+    let written = &[(2, SUB_BLOCK), (1, 2 * BLOCK - SUB_BLOCK)];
+    expect_runs(&next.open().unwrap(), &name("a"), written);
+}
+
+/// What was closed has no log, and the kernel may have it.
+#[test]
+fn a_pool_that_was_closed_has_no_log() {
+    let scene = Scene::new();
+    block_on(scene.a().write(0, &[2; SUB_BLOCK], false)).unwrap();
+    assert!(scene.machine.log.content().is_some());
+    block_on(scene.pool.close()).unwrap();
+    assert!(scene.machine.log.content().is_none());
+    let mut flags = [0; 4];
+    scene.machine.metadata.image().read(360, &mut flags);
+    assert_eq!(flags, [0; 4], "incompat flags");
+}
