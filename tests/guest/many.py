@@ -36,7 +36,8 @@ class Control(http.client.HTTPConnection):
             sys.exit(f"{what} {arguments}: {answer['error']['message']}")
 
     def attach(self, name):
-        self.call("attach", name=name, mount=None, transport="ublk", sector_size=None)
+        request = {"name": name, "mount": None, "mkfs": None, "persist": False}
+        self.call("attach", **request, transport="ublk", sector_size=None)
 
 
 def words(text):
