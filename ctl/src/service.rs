@@ -94,10 +94,10 @@ impl PoolService {
                 pool.replayed_records()
             );
         }
-        if pool.has_lost_writes() {
-            tracing::error!(
-                "{}: a sync of its data store had failed; what was written after the last commit is lost, as \
-                 after a power cut: check the file systems on its volumes",
+        if pool.has_lost_log() {
+            tracing::warn!(
+                "{}: was not closed, and its intent log is of no use (after a reboot, with a disk that has \
+                 come back, or after a failed sync): the pool is as it was at its last commit",
                 dir.path.display()
             );
         }

@@ -244,7 +244,9 @@ impl<H: Host> Pool<H> {
         publish: impl FnOnce() + Send,
     ) -> Result<(), Error> {
         let started = self.host.now();
-        let outcome = self.try_commit(writer, begun, control, publish).await;
+        // Given up only after a failure has stopped the pool: nobody else may commit then.
+        let mut writer = Some(writer);
+        let outcome = self.try_commit(&mut writer, begun, control, publish).await;
         match &outcome {
             Ok(_) => self
                 .commit_durations
@@ -256,7 +258,7 @@ impl<H: Host> Pool<H> {
 
     async fn try_commit(
         self: &Arc<Self>,
-        mut writer: Held<Writer>,
+        slot: &mut Option<Held<Writer>>,
         mut begun: Begun<H::Data>,
         control: Option<Control>,
         publish: impl FnOnce() + Send,
@@ -271,19 +273,23 @@ impl<H: Host> Pool<H> {
             covered.push((part.device, part.collected));
         }
         if changes.is_empty() && control.is_none() && !self.log.is_wanted() {
-            let superblock = writer.metadata.superblock().block();
+            let superblock = self.committed.read().superblock.block();
             self.log.prepare(&superblock).map_err(log_error)?;
             self.backlog.end_commit();
             self.commits.complete(begun.number);
             return Ok(Ok(()));
         }
-        let (mut writer, done) = self
+        let Some(mut writer) = slot.take() else {
+            unreachable!("the caller has the writer")
+        };
+        let (writer, done) = self
             .host
             .offload(move || {
                 let done = writer.commit(&changes, begun.time, control);
                 (writer, done)
             })
             .await;
+        let writer = slot.insert(writer);
         let done = done?;
         *self.committed.write() = writer.metadata.committed();
         // Only now, and before the number is complete: who waits for that looks here afterwards.
@@ -303,7 +309,7 @@ impl<H: Host> Pool<H> {
         if self.check_all_covered().is_ok() {
             self.epochs.retire(self.replayed.take_superseded());
         }
-        self.note_metadata_space(&mut writer);
+        self.note_metadata_space(writer);
         // Not before: what is admitted meanwhile must find room beside what this commit needed.
         self.backlog.end_commit();
         Ok(done.control)

@@ -256,6 +256,7 @@ impl<H: Host> Pool<H> {
         self.commit_everything().await?;
         let writer = self.writer_for_change().await?;
         if writer.metadata.superblock().has_log {
+            self.log.end();
             let begun = self.begin_commit();
             let control = Control::end_of_log();
             self.finish_commit(writer, begun, Some(control), || ())

@@ -48,7 +48,7 @@ pub(crate) use load::{Loaded, load};
 pub(crate) use record::{Intent, Record, WHOLE};
 pub use store::LogStore;
 
-use crate::error::Error;
+use crate::error::{Error, is_full};
 use record::{Entry, Layout, VOID};
 
 /// The fewest records that a generation has room for.
@@ -80,13 +80,22 @@ pub(crate) struct IntentLog {
     permitted: AtomicU64,
     /// Whether the store has been given a log by this daemon.
     is_created: AtomicBool,
-    /// Whether the superblock says that there is a log: [`NO`], [`WANTED`] or [`YES`].
+    /// Whether data that the log maps may be lost.
+    is_void: AtomicBool,
+    /// Whether the superblock says that there is a log.
     announced: AtomicU8,
 }
 
+/// No log, and nobody has asked for one.
 const NO: u8 = 0;
+/// No log yet: the next commit makes one.
 const WANTED: u8 = 1;
+/// There is a log, and the superblock says so.
 const YES: u8 = 2;
+/// There was no space for a log.
+const FULL: u8 = 3;
+/// The pool is being closed.
+const ENDED: u8 = 4;
 
 impl IntentLog {
     /// The log of a pool of so many data blocks, after what an earlier one held was replayed. Nothing
@@ -109,6 +118,7 @@ impl IntentLog {
             recorded: AtomicU64::new(replayed),
             permitted: AtomicU64::new(0),
             is_created: AtomicBool::new(false),
+            is_void: AtomicBool::new(false),
             announced: AtomicU8::new(if is_announced { YES } else { NO }),
         }
     }
@@ -123,13 +133,36 @@ impl IntentLog {
         self.create(&content)
     }
 
-    /// Sees to it that there is a log, if one is wanted. Whether the superblock has to say so.
+    /// Sees to it that there is a log, if one is wanted and there is space. Whether the superblock has to
+    /// say so.
     pub(crate) fn create_if_wanted(&self) -> io::Result<bool> {
-        let is_wanted = self.is_wanted();
-        if is_wanted && !self.is_created.load(Ordering::SeqCst) {
-            self.create(&[])?;
+        if !self.is_wanted() {
+            return Ok(false);
         }
-        Ok(is_wanted)
+        if self.is_created.load(Ordering::SeqCst) {
+            return Ok(true);
+        }
+        match self.create(&[]) {
+            Err(cause) if is_full(&cause) => {
+                self.announced.store(FULL, Ordering::SeqCst);
+                Ok(false)
+            }
+            created => created.map(|()| true),
+        }
+    }
+
+    /// Refuses to wait for a log for which there is no space; whoever asks next has it tried again.
+    pub(crate) fn check_space(&self) -> Result<(), Error> {
+        let order = Ordering::SeqCst;
+        match self.announced.compare_exchange(FULL, NO, order, order) {
+            Ok(_) => Err(log_error(io::ErrorKind::StorageFull.into())),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Permits nothing any more.
+    pub(crate) fn end(&self) {
+        self.announced.store(ENDED, Ordering::SeqCst);
     }
 
     fn create(&self, content: &[u8]) -> io::Result<()> {
@@ -140,6 +173,7 @@ impl IntentLog {
 
     /// Sees to it that nothing of this log is ever replayed.
     pub(crate) fn make_void(&self) -> io::Result<()> {
+        self.is_void.store(true, Ordering::SeqCst);
         if !self.is_created.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -209,6 +243,9 @@ impl IntentLog {
 
     /// Notes that this superblock, about to be written, holds all before the current generation.
     pub(crate) fn prepare(&self, superblock: &Block) -> io::Result<()> {
+        if self.is_void.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a sync of the data store has failed"));
+        }
         if !self.is_created.load(Ordering::SeqCst) {
             return Ok(());
         }

@@ -115,6 +115,14 @@ impl<H: Host> Pool<H> {
         identity: &mut dyn FnMut() -> Identity,
     ) -> Result<(), Error> {
         let metadata = Metadata::open(metadata)?;
+        if metadata.superblock().has_log {
+            return Err(Error::Superblock {
+                what: "the flag of an intent log",
+                found: "set".into(),
+                expected: "clear: the log is where the pool was served, and so must it be closed"
+                    .into(),
+            });
+        }
         let committed = metadata.committed();
         let mut unnamed: BTreeMap<ThinId, DeviceDetails> =
             committed.devices()?.into_iter().collect();
@@ -212,8 +220,8 @@ impl<H: Host> Pool<H> {
             metadata_room: Room::default(),
             counters: Counters {
                 deleting: deleting.into(),
-                // Whatever the last daemon wrote in place is not synced.
-                written_in_place: u64::from(left.is_there && may_write).into(),
+                // Whatever the last daemon wrote in place may not be synced.
+                written_in_place: u64::from(may_write).into(),
                 ..Counters::default()
             },
             backlog: Backlog::default(),
@@ -243,7 +251,7 @@ fn load_log<H: Host>(
     may_write: bool,
 ) -> Result<log::Loaded, Error> {
     let left = log::load(&*stores.log, superblock)?;
-    if left.is_there && may_write {
+    if may_write {
         // What it has written may be in the page cache only, and is built on from here.
         stores.metadata.flush().map_err(|source| Error::Io {
             what: "syncing the metadata store".into(),

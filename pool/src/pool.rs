@@ -237,10 +237,10 @@ impl<H: Host> Pool<H> {
         self.replayed.records
     }
 
-    /// Whether nothing was replayed because a sync of the data store had failed before: what was
-    /// acknowledged after the last commit is lost.
-    pub fn has_lost_writes(&self) -> bool {
-        self.replayed.was_void
+    /// Whether the pool was not closed, and yet nothing of its intent log could be used: after a reboot,
+    /// with a disk that has come back, after a failed sync. It is as it was at its last commit then.
+    pub fn has_lost_log(&self) -> bool {
+        self.replayed.is_lost
     }
 
     /// All volumes and snapshots, by name.

@@ -25,8 +25,8 @@ use crate::units::{DataBlock, ThinId, VirtualBlock};
 pub(crate) struct Replayed {
     /// Records replayed.
     pub(crate) records: u64,
-    /// Whether records were not, since data that they map may be lost.
-    pub(crate) was_void: bool,
+    /// Whether there were records that could not be used.
+    pub(crate) is_lost: bool,
     /// Blocks that the log has mapped and replaced again. What replaced them may still read from them,
     /// until a commit has filled in everything.
     superseded: Mutex<Vec<DataBlock>>,
@@ -36,7 +36,7 @@ impl Replayed {
     pub(crate) fn new(loaded: &Loaded) -> Self {
         Replayed {
             records: loaded.records.len() as u64,
-            was_void: loaded.is_void,
+            is_lost: loaded.is_lost,
             superseded: Mutex::default(),
         }
     }
@@ -50,7 +50,7 @@ impl Replayed {
 struct Replay<'a, H: Host> {
     pool: &'a Pool<H>,
     devices: BTreeMap<ThinId, Arc<Device<H::Data>>>,
-    /// Blocks that the log has mapped at some time: free in the metadata.
+    /// Blocks that the log names and the metadata has free.
     taken: BTreeSet<DataBlock>,
     /// Of these, the ones that are mapped so far.
     mapped: BTreeSet<DataBlock>,
@@ -101,7 +101,7 @@ impl<H: Host> Replay<'_, H> {
                 over,
             } => {
                 self.take(&device, record, mapping, current)?;
-                self.check_within(over)?;
+                self.keep(over)?;
                 self.note_partial(&device, record.at, mapping.block, owned, over);
                 self.pool
                     .set(&device, &chunk, record.at, Some(mapping), self.can_commit);
@@ -167,14 +167,20 @@ impl<H: Host> Replay<'_, H> {
         Ok(())
     }
 
-    fn check_within(&self, over: Option<DataBlock>) -> Result<(), Error> {
-        let total = self.pool.allocator.lock().total();
-        match over {
-            Some(block) if block.0 >= total => Err(Error::Log {
+    /// Sees to it that nobody gets the block that a partial one is over, if only the log knows of it.
+    fn keep(&mut self, over: Option<DataBlock>) -> Result<(), Error> {
+        let Some(block) = over else { return Ok(()) };
+        let mut allocator = self.pool.allocator.lock();
+        let total = allocator.total();
+        if block.0 >= total {
+            return Err(Error::Log {
                 reason: format!("it names data block {}, but the pool has {total}", block.0),
-            }),
-            _ => Ok(()),
+            });
         }
+        if !self.taken.contains(&block) && allocator.take_this(block) {
+            self.taken.insert(block);
+        }
+        Ok(())
     }
 
     fn note_partial(

@@ -76,15 +76,19 @@ impl LogStore for FileLog {
 
     fn create(&self, content: &[u8], len: u64) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
+        let has_old = self.path.exists();
         let file = written(&temporary, content, len)
+            .and_then(|file| match allocate(&file, len) {
+                // The space of the old one will do, once that is gone.
+                Err(cause) if !(has_old && is_full(&cause)) => Err(cause),
+                _ => Ok(file),
+            })
             .and_then(|file| fs::rename(&temporary, &self.path).map(|()| file))
             .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-        // Only now: what the log before it took up is free again.
-        let allocated = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len);
-        match allocated {
+        match allocate(&file, len) {
             // A write to the log that lacks space will fail then, and so what it is about.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT) => {}
-            Err(cause) => return Err(cause.into()),
+            Err(cause) if is_full(&cause) => {}
+            allocated => allocated?,
         }
         *self.file.write() = Some(Arc::new(file));
         Ok(())
@@ -120,6 +124,20 @@ fn written(path: &Path, content: &[u8], len: u64) -> io::Result<File> {
     file.set_len(len)?;
     file.write_all_at(content, 0)?;
     Ok(file)
+}
+
+/// Takes the space for a file, where its file system can.
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len);
+    match rustix::io::retry_on_intr(allocate) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        allocated => Ok(allocated?),
+    }
+}
+
+fn is_full(cause: &io::Error) -> bool {
+    let kind = cause.kind();
+    kind == io::ErrorKind::StorageFull || kind == io::ErrorKind::QuotaExceeded
 }
 
 #[cfg(test)]

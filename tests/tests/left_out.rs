@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use pool::{Error, ErrorKind, Mode, Pool, ThinDevice};
+use pool::{CatalogStore, Error, ErrorKind, Mode, Pool, ThinDevice};
 use tests::Prng;
 use tests::executor::{Task, block_on, run};
 use tests::runs::seeds;
@@ -326,13 +326,7 @@ fn a_removed_volume_is_whole(is_readable: bool, expected: &[(u8, usize)]) {
     block_on(scene.pool.remove(&a)).unwrap();
     assert_eq!(scene.pool.status().partial_blocks, 0);
     let survivor = scene.after_cut(Shape::Nothing);
-    Pool::<SimHost>::adopt(
-        Arc::clone(&survivor.metadata) as _,
-        &survivor.catalog,
-        Vec::new(),
-        &mut || new("found").identity,
-    )
-    .unwrap();
+    survivor.catalog.replace(&[]).unwrap();
     let found = name(&format!("thin-{id}"));
     expect_runs(&survivor.open().unwrap(), &found, expected);
 }

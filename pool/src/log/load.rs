@@ -8,12 +8,10 @@ use crate::superblock::Superblock;
 /// What the log of an earlier daemon holds.
 #[derive(Default)]
 pub(crate) struct Loaded {
-    /// Whether there was a log at all, so that the daemon before did not close the pool.
-    pub(crate) is_there: bool,
     /// What to do again, in order.
     pub(crate) records: Vec<Record>,
-    /// Whether nothing may be done again, since the daemon before has seen data being lost.
-    pub(crate) is_void: bool,
+    /// Whether there should be some, and what there is cannot be used.
+    pub(crate) is_lost: bool,
 }
 
 /// Reads the log, as it belongs to a superblock.
@@ -22,22 +20,21 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
         what: "reading the intent log".into(),
         source,
     };
-    let Some(content) = store.load().map_err(failed)? else {
-        return Ok(Loaded::default());
-    };
+    let content = store.load().map_err(failed)?.unwrap_or_default();
     let incarnation = store.incarnation();
     let entries = [0, 1].map(|page| Entry::decode(&content, page));
     let valid = |entry: &Entry| entry.incarnation == incarnation;
     let entries: Vec<Entry> = entries.into_iter().flatten().filter(valid).collect();
     let is_void = entries.iter().any(|entry| entry.generation == VOID);
-    let mut records = Vec::new();
-    if !entries.is_empty() && !is_void {
-        records = replayable(&content, &entries, superblock)?;
+    if entries.is_empty() || is_void {
+        return Ok(Loaded {
+            records: Vec::new(),
+            is_lost: superblock.has_log,
+        });
     }
     Ok(Loaded {
-        is_there: true,
-        records,
-        is_void,
+        records: replayable(&content, &entries, superblock)?,
+        is_lost: false,
     })
 }
 

@@ -8,7 +8,7 @@
 //!              5    3 zero                          16    8 slots in an area
 //!              8    8 generation                    24    8 generation
 //!             16    4 thin id                       32  128 incarnation, zero padded
-//!             20    4 time (map)                   160  508 superblock, without its checksum
+//!             20    4 time (map)                   160  504 superblock, its first two fields left out
 //!             24    8 virtual block
 //!             32    8 data block (map, own)
 //!             40    8 owned sub-blocks (map, own)
@@ -38,8 +38,9 @@ pub(super) const VOID: u64 = 0;
 /// The most slots that are believed.
 const SLOTS_LIMIT: u64 = 1 << 24;
 
-/// All of the superblock that ever changes lies in its first sector.
-pub(super) const SUPERBLOCK: std::ops::Range<usize> = 4..512;
+/// All of the superblock that ever changes lies in its first sector. Not compared are its checksum and the
+/// flags that a check sets and clears.
+pub(super) const SUPERBLOCK: std::ops::Range<usize> = 8..512;
 
 /// One change of a device, about to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -191,7 +192,7 @@ pub(super) struct Entry {
     pub(super) generation: u64,
     /// Where and when it was written.
     pub(super) incarnation: String,
-    /// The superblock's first sector, without its checksum.
+    /// The superblock's first sector, without checksum and flags.
     pub(super) superblock: Vec<u8>,
 }
 

@@ -74,6 +74,7 @@ impl<H: Host> Pool<H> {
                 continue;
             }
             let Some(_permit) = self.log.permit(1) else {
+                self.log.check_space()?;
                 return Ok(block.0);
             };
             let _cell = device.blocks.lock(block.0).await;

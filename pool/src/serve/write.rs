@@ -278,6 +278,7 @@ impl<H: Host> Pool<H> {
         device.check_covered(0)?;
         self.check_metadata_space()?;
         let Some(_permit) = self.permit_change() else {
+            self.log.check_space()?;
             return Err(Stopped::NeedsCommit);
         };
         let Some(block) = self.take_block().await? else {
