@@ -32,6 +32,9 @@ const ATTEMPTS_MAX: u32 = 20;
 /// Where the superblock has its transaction id.
 const TRANSACTION_ID_AT: usize = 48;
 
+/// Where the superblock has its incompat flags.
+const INCOMPAT_FLAGS_AT: usize = 360;
+
 const SECTOR: u64 = 512;
 
 /// A metadata store seen by the checker.
@@ -80,6 +83,7 @@ pub async fn check_pool(
 /// `Busy` when it is in use; when the check could not be made.
 pub fn check_files(dir: &PoolDir, progress: &ProgressSink) -> Result<CheckReport, CallError> {
     let files = dir.open_stores(Access::Read)?;
+    warn_of_log(dir, &files.metadata);
     let report = check_source(dir, &files.metadata, None, progress)?;
     report.ok_or_else(|| {
         let message = format!("{}: the catalog could not be read", dir.path.display());
@@ -93,7 +97,22 @@ pub fn check_files(dir: &PoolDir, progress: &ProgressSink) -> Result<CheckReport
 /// `Busy` when it is in use, `Damaged` where the metadata cannot be trusted.
 pub fn dump_files(dir: &PoolDir, out: &mut dyn io::Write) -> Result<(), CallError> {
     let files = dir.open_stores(Access::Read)?;
+    warn_of_log(dir, &files.metadata);
     dump_source(dir, &files.metadata, None, out)
+}
+
+/// Says when a pool's metadata alone is not all of it. What cannot be read is found by what comes next.
+fn warn_of_log(dir: &PoolDir, metadata: &impl BlockSource) {
+    let mut superblock = [0; 4096];
+    let is_read = metadata.read_block(0, &mut superblock).is_ok();
+    let flags = &superblock[INCOMPAT_FLAGS_AT..INCOMPAT_FLAGS_AT + 4];
+    if is_read && flags == ALLOWED_INCOMPAT.to_le_bytes() {
+        tracing::warn!(
+            "{}: was not closed: this is its last commit, and its intent log may hold later writes (the next \
+             daemon, or any command that changes something, takes them over)",
+            dir.path.display()
+        );
+    }
 }
 
 /// Writes an open pool's mappings, as of a commit, as XML.

@@ -26,7 +26,7 @@ pub fn thinctl(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<
     let level = if matches!(cli.command, Command::Serve(_)) {
         "info"
     } else {
-        "error"
+        "warn"
     };
     log_to_stderr(level);
     Ok(ended("thinctl", commands::run(cli)))

@@ -26,7 +26,6 @@
 //! up before. It becomes free when the commit is durable *and* the epoch in which such requests
 //! could have begun has drained (`epoch.rs`); only then is its space given back to the data store
 //! and the block handed out again (invariant 2).
-//!
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -341,7 +340,7 @@ impl<H: Host> Pool<H> {
     /// Permission to map one more block in the open transaction, whose commit must find room for
     /// it; none when a commit has to come first.
     pub(crate) fn permit_change(&self) -> Option<(LogPermit<'_>, ChangePermit<'_>)> {
-        let recording = self.log.permit(1)?;
+        let recording = self.log.permit()?;
         let room = &self.metadata_room;
         let change = self
             .backlog

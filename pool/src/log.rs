@@ -197,9 +197,9 @@ impl IntentLog {
         self.store.remove()
     }
 
-    /// Permission for this many records in the generation that is current then; none when a commit
-    /// has to come first.
-    pub(crate) fn permit(&self, records: u64) -> Option<LogPermit<'_>> {
+    /// Permission for a record in the generation that is current then; none when a commit has to come
+    /// first.
+    pub(crate) fn permit(&self) -> Option<LogPermit<'_>> {
         if self.announced.load(Ordering::SeqCst) != YES {
             let (current, new) = (NO, WANTED);
             let order = Ordering::SeqCst;
@@ -207,8 +207,8 @@ impl IntentLog {
             let _ = self.announced.compare_exchange(current, new, order, order);
             return None;
         }
-        let permit = LogPermit { log: self, records };
-        let permitted = self.permitted.fetch_add(records, Ordering::SeqCst) + records;
+        let permit = LogPermit(&self.permitted);
+        let permitted = self.permitted.fetch_add(1, Ordering::SeqCst) + 1;
         let recorded = self.recorded.load(Ordering::SeqCst);
         (recorded + permitted <= self.records_max).then_some(permit)
     }
@@ -317,14 +317,11 @@ pub(crate) fn log_error(source: io::Error) -> Error {
     }
 }
 
-/// Records that may come.
-pub(crate) struct LogPermit<'a> {
-    log: &'a IntentLog,
-    records: u64,
-}
+/// A record that may come.
+pub(crate) struct LogPermit<'a>(&'a AtomicU64);
 
 impl Drop for LogPermit<'_> {
     fn drop(&mut self) {
-        self.log.permitted.fetch_sub(self.records, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

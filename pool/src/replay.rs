@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -161,9 +162,7 @@ impl<H: Host> Replay<'_, H> {
         if !self.mapped.insert(block) {
             return Err(damaged("which it has mapped elsewhere, too"));
         }
-        self.pool
-            .time
-            .fetch_max(mapping.time, std::sync::atomic::Ordering::AcqRel);
+        self.pool.time.fetch_max(mapping.time, Ordering::AcqRel);
         Ok(())
     }
 

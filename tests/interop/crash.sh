@@ -28,6 +28,10 @@ for round in $(seq "$(long 3 30)"); do
     DAEMONS=()
 
     same "$(incompat_flags)" 00000080 "the flag that keeps the kernel out"
+    for command in check dump; do
+        thinctl $command "$POOL" 2>&1 >/dev/null | grep -q "intent log" ||
+            fail "thinctl $command says nothing of the log"
+    done
     verify "$POOL"
     thinctl read "$POOL/vol" --offset 0 --length "$(stat -c %s "$SCRATCH/data")" |
         cmp - "$SCRATCH/data" || fail "flushed data is gone in round $round"

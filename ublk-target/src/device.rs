@@ -23,6 +23,8 @@ use crate::{Record, Table};
 
 /// How long the driver may take to notice that a device's process is gone.
 const LEFT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is asked, since the driver tells nobody; and queues that finish their last requests.
 const LEFT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Taking a device over waits for its last process by itself, for half a minute.

@@ -73,7 +73,7 @@ impl<H: Host> Pool<H> {
             if chunk.get(block).is_none() {
                 continue;
             }
-            let Some(_permit) = self.log.permit(1) else {
+            let Some(_permit) = self.log.permit() else {
                 self.log.check_space()?;
                 return Ok(block.0);
             };

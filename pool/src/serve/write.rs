@@ -251,7 +251,7 @@ impl<H: Host> Pool<H> {
             let at = self.block_size.position(block) + part.begin;
             return Ok(self.write_in_place(at, payload, false).await?);
         };
-        let Some(_permit) = self.log.permit(1) else {
+        let Some(_permit) = self.log.permit() else {
             return Err(Stopped::NeedsCommit);
         };
         let range = self
