@@ -1,10 +1,10 @@
 """The same random operations on the kernel's dm-thin, on a pool of ours, and on a model.
 
-    differential.py --seed N --phases N --steps N --pool DIR --socket PATH
+    differential.py --seed N --phases N --steps N --pool DIR
 
 After every phase each device must hold the same in all three and map as many blocks, and the
-pools must have allocated as many. The kernel's pool is /dev/mapper/pool, made by the caller, ours
-is served at the socket. A run is repeated by its seed.
+pools must have allocated as many. The kernel's pool is /dev/mapper/pool, ours is served by a daemon
+and its devices are those of ublk; the caller made both. A run is repeated by its seed.
 """
 
 import argparse
@@ -21,8 +21,8 @@ DEVICES_MAX = 8
 # The last of them does not end with a whole block.
 SIZES = [2 << 20, 4 << 20, (3 << 20) + 1536]
 # What a step does, and how often. Few of them make devices: the rest has to find them shared.
-STEPS = {"write": 160, "discard": 30, "create": 1, "snapshot": 2, "clone": 2, "delete": 2}
-CONTROL = ["create", "snapshot", "clone", "delete"]
+STEPS = {"write": 160, "discard": 30, "create": 1, "snapshot": 2, "clone": 2, "delete": 2, "resize": 2}
+CONTROL = ["create", "snapshot", "clone", "delete", "resize"]
 
 
 def run(*command):
@@ -32,6 +32,11 @@ def run(*command):
     return done.stdout
 
 
+def block_count(length):
+    """How many blocks a length takes."""
+    return -(-length // BLOCK_SIZE)
+
+
 class Kernel:
     """Thin devices of the kernel's. A snapshot is a device like any other."""
 
@@ -39,8 +44,11 @@ class Kernel:
         self.ids = {}
         self.next_id = 0
 
+    def _table(self, thin_id, size):
+        return f"0 {size // 512} thin /dev/mapper/pool {thin_id}"
+
     def _activate(self, name, thin_id, size):
-        run("dmsetup", "create", name, "--table", f"0 {size // 512} thin /dev/mapper/pool {thin_id}")
+        run("dmsetup", "create", name, "--table", self._table(thin_id, size))
         self.ids[name] = thin_id
         return Device(f"/dev/mapper/{name}")
 
@@ -62,6 +70,21 @@ class Kernel:
 
     snapshot = clone
 
+    def _reload(self, name, size):
+        run("dmsetup", "reload", name, "--table", self._table(self.ids[name], size))
+        run("dmsetup", "resume", name)
+
+    def resize(self, name, device, size):
+        """The kernel keeps what lies behind the end. What it is to forget is discarded before, and is
+        all that is mapped: it discards no block that is not wholly inside."""
+        gone = range(block_count(size) * BLOCK_SIZE, block_count(device.size) * BLOCK_SIZE)
+        if gone:
+            self._reload(name, gone.stop)
+            device.discard(gone.start, len(gone))
+        self._reload(name, size)
+        device.size = size
+        return device
+
     def delete(self, name):
         run("dmsetup", "remove", "--retry", name)
         run("dmsetup", "message", "pool", "0", f"delete {self.ids.pop(name)}")
@@ -80,37 +103,21 @@ class Kernel:
         return devices, used
 
 
-class AttachNbd:
-    """Attaches devices of ours through the kernel's NBD client."""
-
-    def __init__(self, socket):
-        self.socket = socket
-        self.count = 0
-        self.blocks = {}
-
-    def attach(self, name):
-        block = f"/dev/nbd{self.count}"
-        self.count += 1
-        run("nbd-client", "-unix", self.socket, block, "-name", name)
-        self.blocks[name] = block
-        return block
-
-    def detach(self, name):
-        run("nbd-client", "-d", self.blocks.pop(name))
-
-
 class Ours:
-    """Thin devices of a pool of ours, attached somehow."""
+    """Thin devices of a pool of ours, as devices of ublk."""
 
-    def __init__(self, pool, attachments):
+    def __init__(self, pool):
         self.pool = pool
-        self.attachments = attachments
 
     def _thinctl(self, *arguments):
         return run(os.environ["THINCTL"], *arguments)
 
     def _attach(self, name):
-        return Device(self.attachments.attach(name))
+        # The kernel's devices have the sectors of its disk.
+        return Device(self._thinctl("attach", f"{self.pool}/{name}", "--ublk", "--sector-size", "512").strip())
+
+    def detach(self, name):
+        self._thinctl("detach", f"{self.pool}/{name}")
 
     def create(self, name, size):
         self._thinctl("create", f"{self.pool}/{name}", "--size", str(size))
@@ -124,13 +131,16 @@ class Ours:
         self._thinctl("create-snap", f"{self.pool}/{name}")
         return self._attach(name)
 
-    def delete(self, name):
-        self.attachments.detach(name)
-        self._thinctl("rm", f"{self.pool}/{name}")
+    def resize(self, name, device, size):
+        """The 6.12 driver cannot change the size of a device that is attached."""
+        device.close()
+        self.detach(name)
+        self._thinctl("resize", f"{self.pool}/{name}", "--size", str(size), "--shrink")
+        return self._attach(name)
 
-    def detach_all(self):
-        for name in list(self.attachments.blocks):
-            self.attachments.detach(name)
+    def delete(self, name):
+        self.detach(name)
+        self._thinctl("rm", f"{self.pool}/{name}")
 
     def mapped(self):
         devices = json.loads(self._thinctl("ls", self.pool, "--json"))
@@ -152,7 +162,7 @@ class ModelDevice:
     def write(self, offset, data):
         end = offset + len(data)
         self.contents[offset:end] = data
-        for block in range(offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)):
+        for block in range(offset // BLOCK_SIZE, block_count(end)):
             if block not in self.blocks or self.model.is_shared(self.blocks[block]):
                 self.blocks[block] = self.model.new_block()
 
@@ -160,6 +170,12 @@ class ModelDevice:
         for block in whole_blocks(offset, length):
             self.contents[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = bytes(BLOCK_SIZE)
             self.blocks.pop(block, None)
+
+    def resize(self, size):
+        del self.contents[size:]
+        self.contents.extend(bytes(size - len(self.contents)))
+        for block in [block for block in self.blocks if block >= block_count(size)]:
+            del self.blocks[block]
 
     def read(self, offset, length):
         return bytes(self.contents[offset : offset + length])
@@ -195,6 +211,10 @@ class Model:
         return self.devices[name]
 
     snapshot = clone
+
+    def resize(self, _name, device, size):
+        device.resize(size)
+        return device
 
     def delete(self, name):
         del self.devices[name]
@@ -251,6 +271,23 @@ class Run:
         for side in self.sides.values():
             side.delete(name)
         return name
+
+    def resize(self):
+        name = self.rng.choice([name for name in self.devices if "@" not in name])
+        before, opened = self.devices[name]
+        size = self.rng.choice([size for size in SIZES if size != before])
+        opened = {side: self.sides[side].resize(name, opened[side], size) for side in self.sides}
+        self.devices[name] = (size, opened)
+        self._clear_hidden_tail(before, size, opened)
+        return f"{name} from {before} to {size}"
+
+    def _clear_hidden_tail(self, before, size, opened):
+        """A block that was cut may come back whole. We zero what was cut off; the kernel's has to be told,
+        and the model does the same, because that block is shared no more."""
+        tail = range(before, min(size, block_count(before) * BLOCK_SIZE))
+        if tail and before // BLOCK_SIZE in opened["model"].blocks:
+            for side in ("kernel", "model"):
+                opened[side].write(tail.start, bytes(len(tail)))
 
     def _transfer(self, operation):
         name = self.rng.choice([name for name in self.devices if "@" not in name])
@@ -325,10 +362,9 @@ def main():
     for option in ("seed", "phases", "steps"):
         parser.add_argument(f"--{option}", type=int, required=True)
     parser.add_argument("--pool", required=True)
-    parser.add_argument("--socket", required=True)
     arguments = parser.parse_args()
 
-    ours = Ours(arguments.pool, AttachNbd(arguments.socket))
+    ours = Ours(arguments.pool)
     run_ = Run(arguments.seed, {"kernel": Kernel(), "ours": ours, "model": Model()})
     run_.create()
     for phase in range(arguments.phases):
@@ -338,10 +374,10 @@ def main():
             sys.exit(f"seed {arguments.seed}: different after phase {phase}; the operations are above")
     mapped, used = run_.sides["model"].mapped()
     print(f"{len(run_.history)} operations; in the end {len(mapped)} devices, {sum(mapped.values())} mappings, {used} blocks")
-    for _, opened in run_.devices.values():
+    for name, (_, opened) in run_.devices.items():
         for device in opened.values():
             device.close()
-    ours.detach_all()
+        ours.detach(name)
 
 
 if __name__ == "__main__":
