@@ -18,10 +18,10 @@ import time
 from blocks import BLOCK_SIZE, WRITE_LEN_MAX, Device, random_discard, random_write, whole_blocks
 
 DEVICES_MAX = 8
-# The last of them does not end with a whole block.
+# Of new devices: the smallest, the largest, and one that does not end with a whole block.
 SIZES = [2 << 20, 4 << 20, (3 << 20) + 1536]
 # What a step does, and how often. Few of them make devices: the rest has to find them shared.
-STEPS = {"write": 160, "discard": 30, "create": 1, "snapshot": 2, "clone": 2, "delete": 2, "resize": 2}
+STEPS = {"write": 160, "discard": 30, "create": 1, "snapshot": 2, "clone": 2, "delete": 2, "resize": 4}
 CONTROL = ["create", "snapshot", "clone", "delete", "resize"]
 
 
@@ -275,7 +275,7 @@ class Run:
     def resize(self):
         name = self.rng.choice([name for name in self.devices if "@" not in name])
         before, opened = self.devices[name]
-        size = self.rng.choice([size for size in SIZES if size != before])
+        size = self.rng.randint(SIZES[0] // 512, SIZES[1] // 512) * 512
         opened = {side: self.sides[side].resize(name, opened[side], size) for side in self.sides}
         self.devices[name] = (size, opened)
         self._clear_hidden_tail(before, size, opened)
