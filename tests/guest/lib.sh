@@ -72,8 +72,8 @@ kill_daemon() {
     wait "$DAEMON" 2>/dev/null || true
 }
 
-# kill_and_serve POOL DEVICE: kills the daemon, and starts the next one, which must take the ublk device
-# over. Adds to STALLS the milliseconds from the kill until a read of the device is answered.
+# kill_and_serve POOL DEVICE: kills the daemon, and starts the next one, which must take the device over.
+# Adds to STALLS the milliseconds from the kill until a read of the device is answered.
 kill_and_serve() {
     local began=${EPOCHREALTIME/./} reader
     kill_daemon
@@ -86,6 +86,28 @@ kill_and_serve() {
     wait $reader || fail "a read of $2 that waited for the next daemon failed"
     grep -q "$2: goes on as" "$SCRATCH/serve.${#DAEMONS[@]}.log" || fail "$2 was not taken over"
     STALLS+=($((($(<"$SCRATCH/answered") - began) / 1000)))
+}
+
+# requests DEVICE: sets REQUESTS to how many reads and writes it has done.
+requests() {
+    local words
+    read -r -a words <"/sys/block/${1#/dev/}/stat"
+    REQUESTS=$((words[0] + words[4]))
+}
+
+# until_busy DEVICE PID LOG: waits until the device has done some more for its load, that process: it no
+# longer waits for what was under way when a daemon died.
+until_busy() {
+    local before
+    requests "$1"
+    before=$REQUESTS
+    for _ in $(seq 900); do
+        kill -0 "$2" 2>/dev/null || fail "the load ended: $(cat "$3")"
+        requests "$1"
+        [ $((REQUESTS - before)) -lt 50 ] || return 0
+        sleep 0.1
+    done
+    fail "the load does not go on: $before requests done, then $REQUESTS"
 }
 
 # report_kills [jq options]: prints a line of JSON; with `--argjson rounds 4`, that too.

@@ -1,61 +1,8 @@
 #!/bin/bash
-# kill -9 of the daemon, again and again, under fio, which writes to unmapped and to shared blocks of a
-# ublk device and never flushes, and right behind a write to an unmapped block: only the intent log keeps
-# what was acknowledged. Nobody above may notice anything but a wait. Ends with a line of JSON.
+# kill -9 of the daemon, again and again, under fio that verifies and never flushes, on a ublk device.
 # guest: --timeout 900 --memory 3G
 . "$(dirname "$0")/lib.sh"
-export THINPOOL_LINK_DIR=/dev/thin
-requires fio blkdiscard jq
-modprobe ublk_drv
+load ublk_drv
+TRANSPORT=ublk
 KILLS=$(long 6 20)
-AREA=$((32 << 20))
-
-# Until told that it is enough: writes all of fio's area in random order, then reads all of it. On every
-# second round nothing is mapped; on the others what is there may be shared with a snapshot. A block
-# that shows an earlier round has another seed.
-load() {
-    local round=0
-    until [ -e "$SCRATCH/enough" ]; do
-        [ $((round % 2)) -eq 1 ] || blkdiscard -l $AREA "$DEVICE"
-        fio --name=verify --filename="$DEVICE" --size=$AREA --rw=randwrite --bsrange=4k-64k --direct=1 \
-            --ioengine=io_uring --iodepth=16 --randseed=$((SEED + round)) --verify=crc32c --do_verify=1 --verify_fatal=1 \
-            >"$SCRATCH/fio.log" 2>&1 || return
-        round=$((round + 1))
-        echo $round >"$SCRATCH/rounds"
-    done
-}
-
-mkdir "$SCRATCH/store"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 512M
-thinctl create "$POOL/vol" --size 34M
-serve "$POOL"
-thinctl attach "$POOL/vol" --ublk --json >"$SCRATCH/attach.json"
-DEVICE=$(jq -r .device "$SCRATCH/attach.json")
-
-load &
-LOAD=$!
-for number in $(seq "$KILLS"); do
-    sleep "$((number % 3)).$((RANDOM % 10))"
-    kill -0 $LOAD || fail "the load ended before kill $number: $(cat "$SCRATCH/fio.log")"
-    mark=$((AREA / 4096 + 16 * number))
-    echo "before kill $number" >"$SCRATCH/mark"
-    truncate -s 4096 "$SCRATCH/mark"
-    dd if="$SCRATCH/mark" of="$DEVICE" bs=4096 seek=$mark oflag=direct status=none
-    kill_and_serve "$POOL" "$DEVICE"
-    dd if="$DEVICE" bs=4096 skip=$mark count=1 iflag=direct status=none | cmp - "$SCRATCH/mark" ||
-        fail "the last write before kill $number is lost"
-    if [ $((number % 3)) -eq 0 ]; then
-        thinctl create-snap "$POOL/vol@$number"
-        [ "$number" -eq 3 ] || thinctl rm "$POOL/vol@$((number - 3))"
-    fi
-done
-touch "$SCRATCH/enough"
-wait $LOAD || fail "fio: $(cat "$SCRATCH/fio.log")"
-
-thinctl detach "$DEVICE"
-stop_daemon
-verify "$POOL"
-kernel_is_silent
-report_kills --argjson rounds "$(cat "$SCRATCH/rounds")"
+. "$GUEST/shared/kill_under_fio.sh"
