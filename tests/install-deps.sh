@@ -13,7 +13,7 @@ packages="$packages libclang-dev"
 # installed: tests/guest/boot/prepare downloads it.
 if [ "$(uname -m)" = x86_64 ]; then
     packages="$packages qemu-system-x86 qemu-system-common busybox-static cpio kmod xz-utils
-        dmsetup lvm2 nbd-client xfsprogs"
+        dmsetup lvm2 nbd-client strace xfsprogs"
 fi
 
 installed() {

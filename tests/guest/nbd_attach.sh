@@ -90,8 +90,10 @@ switches() {
 }
 readarray -t before < <(switches)
 same "${#before[@]}" 2 "connections on $(nproc) processors"
-verify_load --rw=randwrite --bs=4k --iodepth=1 --size=8M
-verify_load --rw=randwrite --bsrange=4k-1M --iodepth=32 --offset=64M --size=128M
+for depth in 1 32; do
+    verify_load --rw=randwrite --bs=4k --iodepth=$depth --size=8M
+    verify_load --rw=randwrite --bsrange=4k-1M --iodepth=$depth --offset=64M --size=$((depth * 2 + 64))M
+done
 verify_load --rw=randrw --bs=16k --iodepth=8 --numjobs=2 --cpus_allowed=0,1 --cpus_allowed_policy=split \
     --offset=256M --offset_increment=64M --size=16M --fsync=32
 readarray -t after < <(switches)

@@ -63,9 +63,11 @@ verify_load() {
         --do_verify=1 --verify_fatal=1 --group_reporting --minimal "$@" >"$SCRATCH/fio.log" 2>&1 ||
         fail "fio $*: $(cat "$SCRATCH/fio.log")"
 }
-verify_load --rw=randwrite --bs=4k --iodepth=1 --size=8M
-verify_load --rw=randwrite --bsrange=4k-1M --iodepth=32 --offset=64M --size=128M
-verify_load --rw=randrw --bs=16k --iodepth=8 --numjobs=2 --offset=256M --offset_increment=64M --size=16M --fsync=32
+for depth in 1 32; do
+    verify_load --rw=randwrite --bs=4k --iodepth=$depth --size=8M
+    verify_load --rw=randwrite --bsrange=4k-1M --iodepth=$depth --offset=64M --size=$((depth * 2 + 64))M
+done
+verify_load --rw=randrw --bs=16k --iodepth=8 --numjobs=4 --offset=256M --offset_increment=64M --size=8M --fsync=32
 
 echo "== discard and zeroes"
 blkdiscard "$DEVICE"

@@ -1,12 +1,12 @@
 #!/bin/bash
 # A daemon that dies, by kill -9, under a mounted ext4 with a verifying load, twice; one that dies
-# while it takes over; one that is told to end; commands on the pool while nobody serves it. Nobody
+# at each step of taking over; one that is told to end; commands on the pool while nobody serves it. Nobody
 # above may notice anything but a wait.
 # guest: --timeout 900 --memory 3G
 . "$(dirname "$0")/lib.sh"
 export THINPOOL_LINK_DIR=/dev/thin
-requires fio mkfs.ext4 e2fsck jq
-modprobe ublk_drv
+requires fio mkfs.ext4 e2fsck strace jq
+load ublk_drv
 
 table() {
     echo "$THINPOOL_RUNTIME_DIR"/*/ublk.json
@@ -45,13 +45,33 @@ wait "$load" || status=$?
 same "$(readlink "/dev/thin/pool/vol")" "$DEVICE" "the link after recovery"
 
 echo "== killed while it takes over"
-kill_daemon
-for delay in 0.1 0.2 0.3 0.4 0.5 0.7; do
-    "$THINCTL" serve "$POOL" >/dev/null 2>>"$SCRATCH/short.log" &
+# serve_traced OPTION...: a daemon under strace, with these options; what it says is in short.log. With -D the
+# daemon is the process that we started.
+serve_traced() {
+    : >"$SCRATCH/trace"
+    strace -D -f -qq -o "$SCRATCH/trace" "$@" "$THINCTL" serve "$POOL" >"$SCRATCH/short.log" 2>&1 &
     DAEMON=$!
-    sleep $delay
-    kill_daemon
+}
+
+# not_taken_over: the last daemon died before it had the device.
+not_taken_over() {
+    ! grep -E "goes on as|cannot" "$SCRATCH/short.log" || fail "it was killed too late, or is broken"
+}
+kill_daemon
+# Once the driver has begun the recovery, before any request is fetched.
+serve_traced -P "/dev/ublkc${DEVICE#/dev/ublkb}" -e trace=openat -e inject=openat:signal=KILL:when=1
+wait "$DAEMON" 2>/dev/null || true
+grep -q "openat.*ublkc" "$SCRATCH/trace" || fail "not killed where it was meant: $(cat "$SCRATCH/short.log")"
+not_taken_over
+# Once all are fetched, before the driver is told that the recovery is over: the second command of a thread is
+# held back for a while, and that is one.
+serve_traced -e trace=io_uring_enter -e inject=io_uring_enter:delay_enter=4s:when=2
+until [[ $(<"$SCRATCH/trace") == *", 64, 0, 0, NULL, 128) = 64"* ]]; do
+    kill -0 "$DAEMON" || fail "it ended: $(cat "$SCRATCH/short.log")"
+    sleep 0.1
 done
+kill_daemon
+not_taken_over
 
 echo "== while nobody serves it"
 thinctl ls "$POOL" >/dev/null
