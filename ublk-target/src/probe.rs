@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::deadline::{COMMAND_LIMIT, within};
 use crate::kernel::{CONTROL_DEVICE, Control, Features};
@@ -40,7 +41,8 @@ pub fn probe() -> Result<(), Missing> {
             let remedy = error.cause().map_or(REBOOT, remedy);
             missing(error.to_string(), remedy)
         })?;
-    check_features(features)
+    check_features(features)?;
+    check_permission()
 }
 
 const REBOOT: &str = "see the kernel's log (dmesg); a driver that hangs needs a reboot";
@@ -108,6 +110,19 @@ fn has_module(modules: &Path) -> bool {
         fs::read_to_string(modules.join(file)).is_ok_and(|text| text.contains("/ublk_drv.ko"))
     };
     lists("modules.dep") || lists("modules.builtin")
+}
+
+/// The driver tells anybody what it can do.
+fn check_permission() -> Result<(), Missing> {
+    let allowed =
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    if allowed {
+        return Ok(());
+    }
+    Err(missing(
+        "making ublk devices is not permitted",
+        "run as root, with CAP_SYS_ADMIN",
+    ))
 }
 
 /// What every device here is made with.
