@@ -113,3 +113,4 @@ for _ in $(seq 300); do
     sleep 0.1
 done
 verify "$POOL"
+modprobe -r nbd || fail "something still holds the driver"

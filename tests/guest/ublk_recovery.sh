@@ -124,3 +124,4 @@ for _ in $(seq 300); do
 done
 verify "$POOL"
 kernel_is_silent
+modprobe -r ublk_drv || fail "something still holds the driver"
