@@ -136,17 +136,25 @@ impl UblkDevice {
     /// The started device of a record, once no process serves it.
     fn find_left(record: &Record, table: &mut Table) -> Result<Self, Error> {
         probe()?;
-        let (number, spec) = (record.device, spec_of(record));
+        let number = record.device;
         let found = within(COMMAND_LIMIT, "finding a device", move || {
-            Control::find(number, spec)
+            Control::find(number)
         });
         let mut device = match found {
-            Ok(control) if control.last_info().spec.token == record.token => UblkDevice {
-                record: record.clone(),
-                control: Arc::new(control),
-                queues: None,
-                reserve: Vec::new(),
-            },
+            Ok(control) if control.last_info().spec.token == record.token => {
+                let spec = control.last_info().spec;
+                UblkDevice {
+                    record: Record {
+                        queues: spec.queues,
+                        depth: spec.depth,
+                        buffer_bytes: spec.buffer_bytes,
+                        ..record.clone()
+                    },
+                    control: Arc::new(control),
+                    queues: None,
+                    reserve: Vec::new(),
+                }
+            }
             Ok(_) | Err(Error::Gone(_)) => {
                 table.remove(record.device)?;
                 return Err(Error::Gone(record.path()));
@@ -305,15 +313,6 @@ fn reserve_descriptors() -> Result<Vec<File>, Error> {
     let opened = (0..RESERVED_DESCRIPTORS).map(|_| File::open("/dev/null"));
     let reserve: io::Result<_> = opened.collect();
     reserve.map_err(Error::io("making a device (ulimit -n, LimitNOFILE=)"))
-}
-
-fn spec_of(record: &Record) -> Spec {
-    Spec {
-        queues: record.queues,
-        depth: record.depth,
-        buffer_bytes: record.buffer_bytes,
-        token: record.token,
-    }
 }
 
 /// The threads that serve a device.

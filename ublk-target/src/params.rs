@@ -9,6 +9,9 @@ const DEPTH_MAX: u16 = 1024;
 const BUFFER_BYTES_MIN: u32 = 64 * 1024;
 const BUFFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 
+/// The most memory for the buffers of a device: what does not fit in there would be the end of the process.
+const BUFFERS_BYTES_MAX: u64 = 1 << 30;
+
 /// Splits that begin at a block's start stay aligned when buffers are multiples of this.
 const BUFFER_BYTES_UNIT: u32 = 64 * 1024;
 
@@ -34,14 +37,15 @@ impl SectorSize {
     }
 }
 
-/// How a device is served. Memory is `queues * depth * buffer_bytes`, as far as it is used.
+/// How a device is served. Memory is `queues * depth * buffer_bytes`, as far as it is used, 1 GiB at most.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
-    /// Threads that serve it. One is enough for one submitting thread.
+    /// Threads that serve it, 1 to 32; the driver makes no more than there are processors. One is enough
+    /// for one submitting thread.
     pub queues: u16,
-    /// Requests that each queue takes at a time.
+    /// Requests that each queue takes at a time, 1 to 1024.
     pub depth: u16,
-    /// The largest request, a multiple of 64 KiB.
+    /// The largest request, a multiple of 64 KiB up to 32 MiB.
     pub buffer_bytes: u32,
     /// 4096 unless given, or 512 when the device's size is no multiple of 4096.
     pub sector_size: Option<SectorSize>,
@@ -87,7 +91,12 @@ impl Options {
                 expected: format!("a multiple of {BUFFER_BYTES_UNIT}"),
             });
         }
-        Ok(())
+        within(
+            "memory for buffers (queues x depth x buffer size)",
+            u64::from(self.queues) * u64::from(self.depth) * u64::from(self.buffer_bytes),
+            1,
+            BUFFERS_BYTES_MAX,
+        )
     }
 }
 
@@ -247,5 +256,17 @@ mod tests {
                 ..fine
             });
         }
+        let largest = Options {
+            queues: 4,
+            depth: 512,
+            ..fine
+        };
+        largest.check().unwrap();
+        let error = Options {
+            depth: 513,
+            ..largest
+        };
+        let error = error.check().unwrap_err().to_string();
+        assert!(error.contains("queues x depth x buffer size"), "{error}");
     }
 }

@@ -117,19 +117,23 @@ impl Control {
         Ok(Control { control })
     }
 
-    /// Finds the device that a process before this one made.
-    pub(crate) fn find(device: u32, spec: Spec) -> Result<Self, Error> {
+    /// Finds the device that a process before this one made, as the driver has it.
+    pub(crate) fn find(device: u32) -> Result<Self, Error> {
         let gone = || Error::Gone(block_device(device));
         let known = PathBuf::from(format!("/sys/class/ublk-char/ublkc{device}"));
         if !known.exists() {
             return Err(gone());
         }
         let number = i32::try_from(device).map_err(|_| gone())?;
-        let flags = UblkFlags::UBLK_DEV_F_RECOVER_DEV;
-        let control = build(number, spec, flags).map_err(|cause| match errno_of(&cause) {
+        let failed = |cause| match errno_of(&cause) {
             Some(Errno::NODEV | Errno::NOENT) => gone(),
             _ => failed(&command("looking at", device), &cause),
-        })?;
+        };
+        // libublk makes room for the queues it is told of, before it asks the driver.
+        let control = UblkCtrl::new_simple(number).map_err(failed)?;
+        let spec = Control { control }.last_info().spec;
+        let flags = UblkFlags::UBLK_DEV_F_RECOVER_DEV;
+        let control = build(number, spec, flags).map_err(failed)?;
         Ok(Control { control })
     }
 
