@@ -198,6 +198,8 @@ impl Attachments {
             made: None,
             read_only,
             direct_io: None,
+            queues: device.queues(),
+            notes: Vec::new(),
         };
         let backing = Backing::Block(device);
         state.attached.insert(
@@ -232,7 +234,7 @@ impl Attachments {
         &self,
         state: &mut State,
         service: &Arc<PoolService>,
-        request: AttachRequest,
+        mut request: AttachRequest,
     ) -> Result<Attachment, CallError> {
         let info = service
             .pool
@@ -251,6 +253,8 @@ impl Attachments {
         let choice = blocking(move || choose(asked)).await??;
         let id = info.id;
         let persistent = request.persist.then(|| Persistent::from(&request));
+        let mut notes = fit_options(&mut request, choice.transport)?;
+        let queues = request.options.queues;
         let driver = match choice.transport {
             Transport::Ublk => Some(Driver::Ublk),
             Transport::Nbd => Some(Driver::Nbd),
@@ -268,6 +272,8 @@ impl Attachments {
         };
         let attachment = &mut attached.attachment;
         attachment.link = self.links.make(&attachment.name, &attachment.device);
+        notes.extend(other_queues(attachment, queues));
+        attachment.notes = notes;
         let attachment = attachment.clone();
         if let Some(Err(error)) = persistent.map(|persistent| service.dir.persist(persistent)) {
             if let Err((attached, cause)) = self.take_away(state, attached).await {
@@ -315,7 +321,7 @@ impl Attachments {
             // Whoever reads JSON numbers as floating point keeps 53 bits of it.
             token: uuid::Uuid::new_v4().as_u64_pair().1 & ((1 << 53) - 1),
             mountpoint: request.mount.clone(),
-            sector_size: request.sector_size,
+            options: request.options,
         };
         let asked = request.clone();
         let attach = move |blocks: &mut BlockDevices| {
@@ -342,6 +348,8 @@ impl Attachments {
             made,
             read_only: contents.read_only,
             direct_io: None,
+            queues: device.queues(),
+            notes: Vec::new(),
         };
         Ok(Attached {
             backing: Backing::Block(device),
@@ -669,6 +677,35 @@ fn current_name(service: &PoolService, id: u32, attachment: &Attachment) -> Devi
     let mut devices = service.pool.devices().into_iter();
     let info = devices.find(|info| info.id == id);
     info.map_or_else(|| attachment.name.clone(), |info| info.name)
+}
+
+/// Takes out the options that devices of this kind do not have, which is said; it is refused when that kind
+/// was asked for.
+fn fit_options(
+    request: &mut AttachRequest,
+    transport: Transport,
+) -> Result<Vec<String>, CallError> {
+    let without_use = request.options.retain_for(transport).join(", ");
+    if without_use.is_empty() {
+        return Ok(Vec::new());
+    }
+    let note = format!(
+        "{without_use}: not for devices attached through {}",
+        transport.name()
+    );
+    if request.transport.is_some() {
+        return Err(CallError::invalid(note));
+    }
+    Ok(vec![note])
+}
+
+/// What to say when a device has not as many queues as were asked for.
+fn other_queues(attachment: &Attachment, asked: Option<u16>) -> Option<String> {
+    let (asked, made) = (asked?, attachment.queues.count?);
+    let transport = attachment.transport.name();
+    (asked != made).then(|| {
+        format!("{transport} has made {made} queues instead of {asked}: that is its limit here")
+    })
 }
 
 /// What there is on a device before it is attached.

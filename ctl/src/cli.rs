@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit;
 use crate::serve_args::{self, ServeArgs};
-use crate::size::{parse_positive_size, parse_size, parse_volume_size};
+use crate::size::{parse_positive_size, parse_size, parse_small_size, parse_volume_size};
 use crate::transports::Transport;
 
 const ABOUT: &str = "Thin volumes, snapshots and clones in a pool of data blocks.
@@ -260,9 +260,9 @@ pub struct AttachArgs {
     /// Serve it as a FUSE file with a loop device on top
     #[arg(long)]
     pub fuse: bool,
-    /// Size of its sectors in bytes; ublk and NBD devices have 4096 unless given, loop devices 512
-    #[arg(long, value_name = "BYTES")]
-    pub sector_size: Option<SectorSize>,
+    /// How its block device is made.
+    #[command(flatten)]
+    pub options: DeviceOptions,
     /// Mount its file system here, read only for what is read only
     #[arg(long, value_name = "MNT")]
     pub mount: Option<PathBuf>,
@@ -284,6 +284,45 @@ impl AttachArgs {
             (_, _, true) => Some(Transport::Fuse),
             _ => None,
         }
+    }
+}
+
+/// How a block device is made; what is not given is up to how it is served.
+#[derive(Args, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DeviceOptions {
+    /// Size of its sectors in bytes; ublk and NBD devices have 4096 unless given, loop devices 512
+    #[arg(long, value_name = "BYTES")]
+    pub sector_size: Option<SectorSize>,
+    /// Queues, each served by a thread: of a ublk device 1 to 32, 1 unless given, but no more than there are
+    /// processors; of an NBD device, whose connections they are, 2 to 64, one for each processor up to 4
+    /// unless given
+    #[arg(long, value_name = "N")]
+    pub queues: Option<u16>,
+    /// Requests that each queue of a ublk device takes at a time, 1 to 1024; 64 unless given
+    #[arg(long, value_name = "N")]
+    pub depth: Option<u16>,
+    /// The largest request of a ublk device, a multiple of 64K up to 32M; 512K unless given. Times depth,
+    /// times queues, it is the memory that the device comes to use, which may be 1G
+    #[arg(long = "buffer", value_name = "SIZE", value_parser = parse_small_size)]
+    pub buffer_bytes: Option<u32>,
+}
+
+impl DeviceOptions {
+    /// Takes out what devices of this kind do not have, and returns the names of those options.
+    pub fn retain_for(&mut self, transport: Transport) -> Vec<&'static str> {
+        let mut without_use = Vec::new();
+        if transport == Transport::Fuse && self.queues.take().is_some() {
+            without_use.push("--queues");
+        }
+        if transport != Transport::Ublk {
+            if self.depth.take().is_some() {
+                without_use.push("--depth");
+            }
+            if self.buffer_bytes.take().is_some() {
+                without_use.push("--buffer");
+            }
+        }
+        without_use
     }
 }
 
@@ -471,6 +510,56 @@ mod tests {
         ] {
             assert!(text.parse::<VolumeArg>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn options_of_block_devices() {
+        let parse = |more: &str| {
+            let line = format!("thinctl attach p/v {more}");
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            parsed.map(|cli| match cli.command {
+                Command::Attach(args) => args.options,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(parse("").unwrap(), DeviceOptions::default());
+        let all = parse("--queues 4 --depth 128 --buffer 1M --sector-size 512").unwrap();
+        let expected = DeviceOptions {
+            sector_size: Some(SectorSize::S512),
+            queues: Some(4),
+            depth: Some(128),
+            buffer_bytes: Some(1 << 20),
+        };
+        assert_eq!(all, expected);
+        for wrong in [
+            "--queues -1",
+            "--queues 65536",
+            "--depth x",
+            "--buffer 0",
+            "--buffer 4G",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+
+        let retained = |transport| {
+            let mut options = all;
+            let without_use = options.retain_for(transport);
+            (options, without_use)
+        };
+        assert_eq!(retained(Transport::Ublk), (all, vec![]));
+        let (nbd, without_use) = retained(Transport::Nbd);
+        assert_eq!(
+            (nbd.queues, nbd.depth, nbd.buffer_bytes),
+            (Some(4), None, None)
+        );
+        assert_eq!(without_use, ["--depth", "--buffer"]);
+        let (fuse, without_use) = retained(Transport::Fuse);
+        let only_sectors = DeviceOptions {
+            sector_size: Some(SectorSize::S512),
+            ..DeviceOptions::default()
+        };
+        assert_eq!(fuse, only_sectors);
+        assert_eq!(without_use, ["--queues", "--depth", "--buffer"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pool::{DeviceInfo, DeviceName, DeviceUsage, Status};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{FileSystem, SectorSize};
+use crate::cli::{DeviceOptions, FileSystem};
 use crate::transports::Transport;
 
 /// A request on one pool.
@@ -114,8 +114,9 @@ pub struct AttachRequest {
     pub mkfs: Option<FileSystem>,
     /// How; the best way that works unless given.
     pub transport: Option<Transport>,
-    /// How large its sectors are to be.
-    pub sector_size: Option<SectorSize>,
+    /// How its block device is to be made.
+    #[serde(flatten)]
+    pub options: DeviceOptions,
     /// Whether every daemon of the pool is to attach it.
     pub persist: bool,
 }
@@ -261,6 +262,23 @@ pub struct Attachment {
     pub read_only: bool,
     /// Whether a loop device bypasses the page cache of the file below.
     pub direct_io: Option<bool>,
+    /// Its queues, if it has any.
+    #[serde(flatten)]
+    pub queues: Queues,
+    /// What differs from what was asked for.
+    pub notes: Vec<String>,
+}
+
+/// The queues of a block device, as far as its driver lets them be chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Queues {
+    /// How many there are.
+    #[serde(rename = "queues")]
+    pub count: Option<u16>,
+    /// How many requests each takes at a time.
+    pub depth: Option<u16>,
+    /// The largest request.
+    pub buffer_bytes: Option<u32>,
 }
 
 /// An attachment that is gone, or will not come.
@@ -422,6 +440,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::SectorSize;
 
     #[test]
     fn calls_and_events_round_trip() {
@@ -438,7 +457,12 @@ mod tests {
                 mount: Some("/mnt".into()),
                 mkfs: Some(FileSystem::Xfs),
                 transport: Some(Transport::Nbd),
-                sector_size: Some(SectorSize::S512),
+                options: DeviceOptions {
+                    sector_size: Some(SectorSize::S512),
+                    queues: Some(2),
+                    depth: None,
+                    buffer_bytes: Some(65_536),
+                },
                 persist: true,
             }),
             Call::Detach {

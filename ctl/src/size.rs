@@ -88,6 +88,15 @@ pub fn parse_positive_size(text: &str) -> Result<u64, SizeError> {
     }
 }
 
+/// Parses a size that is more than 0 and less than 4 GiB.
+///
+/// # Errors
+/// Any [`SizeError`] but [`SizeError::NotSectors`].
+pub fn parse_small_size(text: &str) -> Result<u32, SizeError> {
+    let bytes = parse_positive_size(text)?;
+    u32::try_from(bytes).map_err(|_| SizeError::TooLarge)
+}
+
 /// The size for people, at most four digits: `64.0 KiB`, `1.50 GiB`, `12 B`.
 pub fn format_size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

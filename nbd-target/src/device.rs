@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -18,12 +19,15 @@ use crate::error::Error;
 use crate::keeper::Keeper;
 use crate::message::{Device, Shape};
 use crate::probe::probe;
+use crate::record::CONNECTIONS_MAX;
 use crate::{Record, Table};
 
-/// How many connections a device is given: one for each processor, within these. The driver sends the
-/// requests of a processor over one connection, which one thread serves here.
-const CONNECTIONS_MIN: usize = 2;
-const CONNECTIONS_MAX: usize = 4;
+/// How many connections a device is given unless it is told: one for each processor, within these. The
+/// driver sends the requests of a processor over one connection, which one thread serves here.
+const CONNECTIONS_DEFAULT: RangeInclusive<u16> = CONNECTIONS_MIN..=4;
+
+/// With a single one the driver would not repeat what was sent to a process that died.
+const CONNECTIONS_MIN: u16 = 2;
 
 /// How many devices are tried that others seem to take at the same time, or have open.
 const TRIES_MAX: u32 = 64;
@@ -44,6 +48,33 @@ impl SectorSize {
             SectorSize::S512 => 512,
             SectorSize::S4096 => 4096,
         }
+    }
+}
+
+/// How a device is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// How many connections it has, each served by a thread: 1 to 64, of which there are always 2; unless
+    /// given one for each processor, 4 at most.
+    pub connections: Option<u16>,
+    /// 4096 unless given, or 512 when the device's size is no multiple of 4096.
+    pub sector_size: Option<SectorSize>,
+}
+
+impl Options {
+    fn connections(&self) -> Result<u16, Error> {
+        let Some(asked) = self.connections else {
+            let (least, most) = CONNECTIONS_DEFAULT.into_inner();
+            let processors = thread::available_parallelism().map_or(1, usize::from);
+            return Ok(u16::try_from(processors).unwrap_or(most).clamp(least, most));
+        };
+        if !(1..=CONNECTIONS_MAX).contains(&asked) {
+            return Err(Error::BadConnections {
+                found: asked,
+                most: CONNECTIONS_MAX,
+            });
+        }
+        Ok(asked.max(CONNECTIONS_MIN))
     }
 }
 
@@ -71,31 +102,28 @@ pub struct NbdDevice<H: Host> {
 
 impl<H: Host> NbdDevice<H> {
     /// Makes a thin device a block device, and puts it down in the table. It is read only when the
-    /// thin device is. Sectors have 4096 bytes unless given, or 512 when the size is no multiple of
-    /// that. What fails leaves nothing behind.
+    /// thin device is. What fails leaves nothing behind.
     ///
     /// # Errors
     /// What stopped it.
     pub fn create(
         thin: &ThinDevice<H>,
         identity: Identity,
-        sector_size: Option<SectorSize>,
+        options: &Options,
         table: &mut Table,
     ) -> Result<Self, Error> {
         probe()?;
         let connections = Arc::new(DirectConnections::new(thin.clone()));
         let shape = Shape {
             size: thin.size(),
-            sector_size: sector_size_for(thin.size(), sector_size)?,
+            sector_size: sector_size_for(thin.size(), options.sector_size)?,
             flags: connections.flags(),
         };
-        let parallelism = thread::available_parallelism().map_or(1, usize::from);
-        let count = parallelism.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
         let record = Record {
             volume: identity.volume,
             device: 0,
             token: identity.token,
-            connections: u16::try_from(count).unwrap_or(1),
+            connections: options.connections()?,
             read_only: thin.read_only(),
             mountpoint: identity.mountpoint,
         };
@@ -324,6 +352,25 @@ mod tests {
         // The next try passes by one that is open, or was taken meanwhile.
         assert_eq!(free_index(&devices, 2), 3);
         assert_eq!(free_index(&[], 0), 0);
+    }
+
+    #[test]
+    fn connections_are_within_limits() {
+        let connections = |asked| {
+            let options = Options {
+                connections: asked,
+                ..Options::default()
+            };
+            options.connections()
+        };
+        assert!(CONNECTIONS_DEFAULT.contains(&connections(None).unwrap()));
+        for (asked, given) in [(1, 2), (2, 2), (5, 5), (64, 64)] {
+            assert_eq!(connections(Some(asked)).unwrap(), given);
+        }
+        for bad in [0, 65] {
+            let error = connections(Some(bad)).unwrap_err().to_string();
+            assert!(error.contains("1 to 64"), "{error}");
+        }
     }
 
     #[test]

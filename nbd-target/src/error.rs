@@ -11,6 +11,15 @@ pub enum Error {
     #[error("{0}")]
     Missing(#[from] crate::Missing),
 
+    /// Too few or too many connections.
+    #[error("number of queues is {found}, expected 1 to {most}")]
+    BadConnections {
+        /// What was given.
+        found: u16,
+        /// The most.
+        most: u16,
+    },
+
     /// Sectors that the device does not consist of.
     #[error("its size is {size} bytes, no multiple of sectors of {sector_size}")]
     BadSectorSize {

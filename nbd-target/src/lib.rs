@@ -31,7 +31,7 @@ mod message;
 mod probe;
 mod record;
 
-pub use device::{Identity, NbdDevice, SectorSize};
+pub use device::{Identity, NbdDevice, Options, SectorSize};
 pub use error::Error;
 pub use probe::{Missing, probe};
 pub use record::Record;

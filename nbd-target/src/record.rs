@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The most connections that a device is ever given.
-const CONNECTIONS_MAX: u16 = 64;
+pub(crate) const CONNECTIONS_MAX: u16 = 64;
 
 /// One device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

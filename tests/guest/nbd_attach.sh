@@ -1,5 +1,5 @@
 #!/bin/bash
-# A volume as a device of the kernel's NBD client: chosen where there is no ublk, its limits as the kernel
+# A volume as a device of the kernel's NBD client: chosen where there is no ublk, its options and limits as the kernel
 # sees them, several sockets in use, fio with verification, discards and zeroings, file systems made
 # and mounted, a snapshot that is read only, links, refusals while it is in use, and devices that
 # others have.
@@ -56,6 +56,17 @@ same "$(cat "$SCRATCH/device")" /dev/nbd0 "the device"
 grep -q "attached through nbd: no ublk: the ublk driver is not loaded" "$SCRATCH/told" || fail "it said: $(cat "$SCRATCH/told")"
 thinctl detach "$POOL/vol"
 same "$(blockdev --getsize64 /dev/nbd0)" 0 "size after it is detached"
+
+echo "== options of ublk devices, and connections"
+thinctl attach "$POOL/vol" --queues 1 --depth 8 >"$SCRATCH/device" 2>"$SCRATCH/told"
+grep -qx "thinctl: --depth: not for devices attached through nbd" "$SCRATCH/told" || fail "it said: $(cat "$SCRATCH/told")"
+grep -qx "thinctl: nbd has made 2 queues instead of 1: that is its limit here" "$SCRATCH/told" || fail "it said: $(cat "$SCRATCH/told")"
+thinctl detach "$POOL/vol"
+expect 2 "number of queues is 65, expected 1 to 64" thinctl attach "$POOL/vol" --nbd --queues 65
+attach_it vol --nbd --queues 3
+same "$(attached queues) $(attached depth)" "3 null" "queues"
+same "$(grep -l nbd-direct /proc/"$DAEMON"/task/*/comm | wc -l)" 3 "connections"
+thinctl detach "$POOL/vol"
 
 echo "== limits"
 # One that is open cannot be made a device, the next can.

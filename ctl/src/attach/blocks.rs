@@ -7,8 +7,8 @@ use pool::ThinDevice;
 use reactor::FileHost;
 
 use super::{nbd, ublk};
-use crate::cli::SectorSize;
-use crate::protocol::CallError;
+use crate::cli::DeviceOptions;
+use crate::protocol::{CallError, Queues};
 use crate::transports::Transport;
 
 /// What makes a block device.
@@ -19,8 +19,8 @@ pub struct NewDevice {
     pub token: u64,
     /// Where its file system is going to be mounted.
     pub mountpoint: Option<PathBuf>,
-    /// How large its sectors are to be.
-    pub sector_size: Option<SectorSize>,
+    /// How it is to be made.
+    pub options: DeviceOptions,
 }
 
 /// The drivers.
@@ -62,6 +62,14 @@ impl BlockDevice {
         match self {
             BlockDevice::Ublk(device) => device.mountpoint(),
             BlockDevice::Nbd(device) => device.mountpoint(),
+        }
+    }
+
+    /// Its queues.
+    pub fn queues(&self) -> Queues {
+        match self {
+            BlockDevice::Ublk(device) => device.queues(),
+            BlockDevice::Nbd(device) => device.queues(),
         }
     }
 

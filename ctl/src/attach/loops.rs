@@ -7,7 +7,7 @@ use fuse_target::{LoopDevice, LoopOptions};
 
 use super::file_system::{Contents, mount_as_asked};
 use super::{Attached, Backing, fuse_error};
-use crate::protocol::{AttachRequest, Attachment, CallError};
+use crate::protocol::{AttachRequest, Attachment, CallError, Queues};
 use crate::transports::Choice;
 
 /// Puts a loop device on a file, and mounts it if asked to.
@@ -21,7 +21,7 @@ pub(super) fn attach_file(
         read_only: contents.read_only,
         ..LoopOptions::default()
     };
-    if let Some(sector_size) = request.sector_size {
+    if let Some(sector_size) = request.options.sector_size {
         options.sector_size = sector_size.bytes();
     }
     let device = LoopDevice::attach_with(&file, options).map_err(|cause| fuse_error(&cause))?;
@@ -45,6 +45,8 @@ pub(super) fn attach_file(
         made,
         read_only: contents.read_only,
         direct_io: Some(device.direct_io()),
+        queues: Queues::default(),
+        notes: Vec::new(),
     };
     Ok(Attached {
         backing: Backing::Loop(device),

@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use nbd_target::{Error, Identity, NbdDevice, Record, Table};
+use nbd_target::{Error, Identity, NbdDevice, Options, Record, Table};
 use pool::ThinDevice;
 use reactor::FileHost;
 
 use super::blocks::NewDevice;
 use crate::cli::SectorSize;
-use crate::protocol::{CallError, CallErrorKind};
+use crate::protocol::{CallError, CallErrorKind, Queues};
 use crate::transports::Lack;
 
 /// The table's file in the runtime directory.
@@ -34,6 +34,14 @@ impl BlockDevice {
     /// Where its file system was mounted by a daemon.
     pub fn mountpoint(&self) -> Option<PathBuf> {
         self.device.record().mountpoint.clone()
+    }
+
+    /// Its connections, which the driver makes queues.
+    pub fn queues(&self) -> Queues {
+        Queues {
+            count: Some(self.device.record().connections),
+            ..Queues::default()
+        }
     }
 
     /// Leaves it to the next daemon.
@@ -103,11 +111,14 @@ impl BlockDevices {
             token: new.token,
             mountpoint: new.mountpoint,
         };
-        let sector_size = new.sector_size.map(|size| match size {
-            SectorSize::S512 => nbd_target::SectorSize::S512,
-            SectorSize::S4096 => nbd_target::SectorSize::S4096,
-        });
-        NbdDevice::create(thin, identity, sector_size, &mut self.table)
+        let options = Options {
+            connections: new.options.queues,
+            sector_size: new.options.sector_size.map(|size| match size {
+                SectorSize::S512 => nbd_target::SectorSize::S512,
+                SectorSize::S4096 => nbd_target::SectorSize::S4096,
+            }),
+        };
+        NbdDevice::create(thin, identity, &options, &mut self.table)
             .map(|device| BlockDevice { device })
             .map_err(|cause| nbd_error(&cause))
     }
@@ -154,7 +165,7 @@ pub fn probe() -> Result<(), Lack> {
 fn nbd_error(cause: &Error) -> CallError {
     let kind = match cause {
         Error::Table(cause) => return CallError::table(cause),
-        Error::BadSectorSize { .. } => CallErrorKind::Invalid,
+        Error::BadSectorSize { .. } | Error::BadConnections { .. } => CallErrorKind::Invalid,
         Error::Busy(_) | Error::NoneFree { .. } => CallErrorKind::Busy,
         Error::Gone(_) => CallErrorKind::NotFound,
         Error::Io { source, .. } | Error::Driver { source, .. } => CallError::io("", source).kind,

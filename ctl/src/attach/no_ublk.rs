@@ -6,7 +6,7 @@ use pool::ThinDevice;
 use reactor::FileHost;
 
 use super::blocks::NewDevice;
-use crate::protocol::CallError;
+use crate::protocol::{CallError, Queues};
 use crate::transports::Lack;
 
 /// There is none.
@@ -20,6 +20,11 @@ impl BlockDevice {
 
     /// Of no device.
     pub fn mountpoint(&self) -> Option<PathBuf> {
+        match *self {}
+    }
+
+    /// Of no device.
+    pub fn queues(&self) -> Queues {
         match *self {}
     }
 

@@ -8,8 +8,8 @@ use reactor::FileHost;
 use ublk_target::{Error, Identity, Options, Record, Table, UblkDevice};
 
 use super::blocks::NewDevice;
-use crate::cli::SectorSize;
-use crate::protocol::{CallError, CallErrorKind};
+use crate::cli::{DeviceOptions, SectorSize};
+use crate::protocol::{CallError, CallErrorKind, Queues};
 use crate::transports::Lack;
 
 /// The table's file in the runtime directory.
@@ -29,6 +29,16 @@ impl BlockDevice {
     /// Where its file system was mounted by a daemon.
     pub fn mountpoint(&self) -> Option<PathBuf> {
         self.device.record().mountpoint.clone()
+    }
+
+    /// Its queues, and what each takes.
+    pub fn queues(&self) -> Queues {
+        let record = self.device.record();
+        Queues {
+            count: Some(record.queues),
+            depth: Some(record.depth),
+            buffer_bytes: Some(record.buffer_bytes),
+        }
     }
 
     /// Leaves it to the next daemon; this process must end soon.
@@ -93,14 +103,7 @@ impl BlockDevices {
             token: new.token,
             mountpoint: new.mountpoint,
         };
-        let options = Options {
-            sector_size: new.sector_size.map(|size| match size {
-                SectorSize::S512 => ublk_target::SectorSize::S512,
-                SectorSize::S4096 => ublk_target::SectorSize::S4096,
-            }),
-            ..Options::default()
-        };
-        UblkDevice::create(thin, identity, &options, &mut self.table)
+        UblkDevice::create(thin, identity, &options_of(new.options), &mut self.table)
             .map(|device| BlockDevice { device })
             .map_err(|cause| ublk_error(&cause))
     }
@@ -142,6 +145,19 @@ pub fn probe() -> Result<(), Lack> {
         missing: missing.what,
         remedy: missing.remedy,
     })
+}
+
+fn options_of(asked: DeviceOptions) -> Options {
+    let default = Options::default();
+    Options {
+        queues: asked.queues.unwrap_or(default.queues),
+        depth: asked.depth.unwrap_or(default.depth),
+        buffer_bytes: asked.buffer_bytes.unwrap_or(default.buffer_bytes),
+        sector_size: asked.sector_size.map(|size| match size {
+            SectorSize::S512 => ublk_target::SectorSize::S512,
+            SectorSize::S4096 => ublk_target::SectorSize::S4096,
+        }),
+    }
 }
 
 fn ublk_error(cause: &Error) -> CallError {

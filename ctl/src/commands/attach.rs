@@ -38,7 +38,7 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
         mount,
         mkfs: args.mkfs,
         transport: args.transport(),
-        sector_size: args.sector_size,
+        options: args.options,
         persist: args.persist,
     });
     let attachment = patiently(async || {
@@ -56,6 +56,11 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
     if !context.output.json && args.transport().is_none() && attachment.transport != ORDER[0] {
         let (name, reason) = (attachment.transport.name(), &attachment.reason);
         eprintln!("thinctl: attached through {name}: {reason}");
+    }
+    if !context.output.json {
+        for note in &attachment.notes {
+            eprintln!("thinctl: {note}");
+        }
     }
     if args.persist
         && let Some(lack) = lacks_at_boot(&dir)

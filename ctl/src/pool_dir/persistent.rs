@@ -5,9 +5,12 @@
 //!
 //! [[attachment]]
 //! name = "prod"
-//! mount = "/srv/prod"       # optional, like the two below
+//! mount = "/srv/prod"       # optional, like all below
 //! transport = "ublk"
 //! sector_size = "4096"
+//! queues = 2
+//! depth = 64
+//! buffer_bytes = 524288
 //! ```
 //!
 //! Devices stand there by name: what is called so when the daemon starts is attached, whatever was
@@ -21,7 +24,7 @@ use pool::DeviceName;
 use serde::{Deserialize, Serialize};
 
 use super::{PoolDir, read_bounded, write_whole};
-use crate::cli::SectorSize;
+use crate::cli::{DeviceOptions, SectorSize};
 use crate::protocol::{AttachRequest, CallError, CallErrorKind};
 use crate::transports::Transport;
 
@@ -54,15 +57,28 @@ pub struct Persistent {
     /// How large its sectors are to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector_size: Option<SectorSize>,
+    /// How many queues it is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// How many requests each is to take at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u16>,
+    /// The largest request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer_bytes: Option<u32>,
 }
 
 impl From<&AttachRequest> for Persistent {
     fn from(request: &AttachRequest) -> Self {
+        let options = request.options;
         Persistent {
             name: request.name.clone(),
             mount: request.mount.clone(),
             transport: request.transport,
-            sector_size: request.sector_size,
+            sector_size: options.sector_size,
+            queues: options.queues,
+            depth: options.depth,
+            buffer_bytes: options.buffer_bytes,
         }
     }
 }
@@ -75,7 +91,12 @@ impl From<Persistent> for AttachRequest {
             // It was made the first time.
             mkfs: None,
             transport: persistent.transport,
-            sector_size: persistent.sector_size,
+            options: DeviceOptions {
+                sector_size: persistent.sector_size,
+                queues: persistent.queues,
+                depth: persistent.depth,
+                buffer_bytes: persistent.buffer_bytes,
+            },
             // It stands in the table already.
             persist: false,
         }
@@ -182,6 +203,9 @@ mod tests {
             mount: Some("/mnt/a b\"'".into()),
             transport: Some(Transport::Fuse),
             sector_size: Some(SectorSize::S4096),
+            queues: Some(2),
+            depth: Some(32),
+            buffer_bytes: Some(1 << 20),
         }
     }
 
@@ -197,8 +221,15 @@ mod tests {
             mount: None,
             transport: None,
             sector_size: None,
+            queues: None,
+            depth: None,
+            buffer_bytes: None,
             ..attachment("vol@s")
         };
+        for persistent in [&plain, &attachment("vol")] {
+            let request = AttachRequest::from(persistent.clone());
+            assert_eq!(Persistent::from(&request), *persistent);
+        }
         dir.persist(plain.clone()).unwrap();
         dir.persist(attachment("vol")).unwrap();
         assert_eq!(

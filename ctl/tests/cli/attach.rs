@@ -86,6 +86,29 @@ fn a_volume_becomes_a_block_device() {
 }
 
 #[test]
+fn options_of_other_devices_are_refused() {
+    if !can_attach() {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    bench.ok(&["create", "p/vol", "--size", "8M"]);
+    let daemon = bench.serve(&["p"]);
+    for (options, words) in [
+        (&["--queues", "2"][..], "--queues: not for"),
+        (
+            &["--depth", "8", "--buffer", "64K"],
+            "--depth, --buffer: not for",
+        ),
+    ] {
+        let attach = [&["attach", "p/vol", "--fuse"], options].concat();
+        bench.refused(&attach, 2, words);
+    }
+    bench.refused(&["attach", "p/vol", "--buffer", "4G"], 2, "too large");
+    daemon.stop();
+}
+
+#[test]
 fn what_is_persistent_is_attached_by_the_next_daemon() {
     if !can_attach() || !has_program("mkfs.ext4") {
         return;
