@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::deadline::{COMMAND_LIMIT, within};
 use crate::error::Error;
 use crate::kernel::{
-    CharDevice, Control, Info, QueueEnd, QueueJob, Spec, State, Switch, serve_queue,
+    CharDevice, Control, Info, QueueEnd, QueueJob, Spec, StartLine, State, Switch, serve_queue,
 };
 use crate::params::{Options, Params, Shape};
 use crate::probe::probe;
@@ -331,12 +331,17 @@ impl Queues {
             switch: Arc::default(),
             threads: Vec::new(),
         };
+        let mut places = StartLine::places(record.queues);
         for number in 0..record.queues {
+            let Some(start) = places.pop() else {
+                unreachable!("there is a place for each queue")
+            };
             let job = QueueJob {
                 device: Arc::clone(device),
                 number,
                 thin: thin.clone(),
                 switch: Arc::clone(&queues.switch),
+                start,
             };
             let started = thread::Builder::new()
                 .name(format!("ublk{}-{number}", record.device))
@@ -344,6 +349,8 @@ impl Queues {
             match started {
                 Ok(thread) => queues.threads.push(thread),
                 Err(cause) => {
+                    // Else those that are started would wait for the others.
+                    drop(places);
                     queues.leave();
                     return Err(Error::io("cannot start a thread")(cause));
                 }

@@ -11,4 +11,4 @@ mod control;
 mod queue;
 
 pub(crate) use control::{CONTROL_DEVICE, CharDevice, Control, Features, Info, Spec, State};
-pub(crate) use queue::{QueueEnd, QueueJob, Switch, serve_queue};
+pub(crate) use queue::{QueueEnd, QueueJob, StartLine, Switch, serve_queue};

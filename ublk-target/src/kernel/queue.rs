@@ -37,7 +37,7 @@ use libublk::ctrl::UblkCtrl;
 use libublk::io::{BufDesc, UblkQueue};
 use libublk::uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task};
 use libublk::{UblkError, ublk_init_task_ring, with_task_io_ring_mut};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use pool::{Host, ThinDevice};
 use reactor::{Bell, Executor, RING_IO_MARK, RingIo};
 use rustix::io::Errno;
@@ -77,12 +77,46 @@ impl Switch {
     }
 }
 
+/// A place at the line where the threads of a device wait for each other before they fetch. Who gives its
+/// place up is not waited for.
+pub(crate) struct StartLine {
+    missing: Arc<(Mutex<usize>, Condvar)>,
+}
+
+impl StartLine {
+    /// One for each of so many threads.
+    pub(crate) fn places(count: u16) -> Vec<StartLine> {
+        let missing = Arc::new((Mutex::new(usize::from(count)), Condvar::new()));
+        let place = || StartLine {
+            missing: Arc::clone(&missing),
+        };
+        (0..count).map(|_| place()).collect()
+    }
+
+    /// Waits until all threads are there.
+    fn wait(self) {
+        let shared = Arc::clone(&self.missing);
+        drop(self);
+        let (missing, changed) = &*shared;
+        changed.wait_while(&mut missing.lock(), |missing| *missing > 0);
+    }
+}
+
+impl Drop for StartLine {
+    fn drop(&mut self) {
+        let (missing, changed) = &*self.missing;
+        *missing.lock() -= 1;
+        changed.notify_all();
+    }
+}
+
 /// What a thread needs to serve a queue.
 pub(crate) struct QueueJob<H: Host> {
     pub(crate) device: Arc<CharDevice>,
     pub(crate) number: u16,
     pub(crate) thin: ThinDevice<H>,
     pub(crate) switch: Arc<Switch>,
+    pub(crate) start: StartLine,
 }
 
 /// What is left of a queue's thread: why it failed, if it did, and the buffers, which must outlive it.
@@ -151,8 +185,10 @@ fn serve<H: Host>(job: QueueJob<H>, buffers: &mut [PageBuffer]) -> io::Result<()
     for (tag, buffer) in (0..).zip(buffers) {
         executor.spawn(queue.serve_tag(tag, buffer));
     }
-    // All first fetches are with the driver after this one call, so that a process that dies leaves
-    // either all of them or none.
+    // All first fetches are with the driver after this one call, of all queues at about the same moment, so
+    // that a process that dies leaves either all of them or none. To recover a device of which some queues
+    // are fetched and others are not makes Linux 6.12 follow a null pointer.
+    job.start.wait();
     with_task_io_ring_mut(|ring| ring.submit())?;
     job.device.tell_ready(true);
     loop {
@@ -275,5 +311,26 @@ fn io_error(cause: UblkError) -> io::Error {
             io::Error::from_raw_os_error(number.saturating_neg())
         }
         other => io::Error::other(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_start_together_without_those_that_gave_up() {
+        let mut places = StartLine::places(3);
+        let arrived = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            drop(places.pop());
+            for place in places {
+                scope.spawn(|| {
+                    arrived.fetch_add(1, Ordering::SeqCst);
+                    place.wait();
+                    assert_eq!(arrived.load(Ordering::SeqCst), 2);
+                });
+            }
+        });
     }
 }
