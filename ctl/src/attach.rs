@@ -55,6 +55,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const SHUTDOWN_RETRIES_MAX: u32 = 20;
 
+/// What is said of a block device that cannot be given another size because nobody serves it.
+const WAITS_FOR_DAEMON: &str = "its block device keeps its size: it waits for the pool's daemon, which changes it if its driver can";
+
 /// The link from a pool's runtime directory to the pool.
 pub const POOL_LINK: &str = "pool";
 
@@ -108,6 +111,16 @@ struct Attached {
 enum Backing {
     Loop(LoopDevice),
     Block(BlockDevice),
+}
+
+impl Backing {
+    /// Gives the block device the size that its volume has now.
+    fn resize(&self, size: u64) -> Result<(), CallError> {
+        match self {
+            Backing::Loop(device) => device.follow_size().map_err(|cause| fuse_error(&cause)),
+            Backing::Block(device) => device.resize(size),
+        }
+    }
 }
 
 impl Attachments {
@@ -181,7 +194,16 @@ impl Attachments {
         };
         let thin = service.open_device(&info.name)?;
         let (read_only, transport) = (thin.read_only(), leftover.transport());
-        let recover = move |blocks: &mut BlockDevices| blocks.recover(&thin, &leftover);
+        let recover = move |blocks: &mut BlockDevices| {
+            let device = blocks.recover(&thin, &leftover)?;
+            // Its volume may have been enlarged while nobody served it.
+            if let Some(device) = &device
+                && let Err(error) = device.resize(thin.size())
+            {
+                tracing::warn!("{}", keeps_size(&device.path(), &error));
+            }
+            Ok::<_, CallError>(device)
+        };
         let device = self.with_blocks(state, recover).await??;
         self.held.lock().remove(&info.id);
         let Some(device) = device else {
@@ -387,6 +409,38 @@ impl Attachments {
             FuseMount::start(pool, &runtime_dir.join("fuse")).map_err(|cause| fuse_error(&cause))
         })
         .await?
+    }
+
+    /// Gives the block device of a volume, if there is one, the size that the volume has now. Returns why
+    /// it keeps the one it had.
+    ///
+    /// # Errors
+    /// When the daemon fails.
+    pub async fn follow_size(
+        &self,
+        service: &PoolService,
+        id: u32,
+    ) -> Result<Option<String>, CallError> {
+        let mut state = self.state.lock().await;
+        self.forget_gone(&mut state).await;
+        let Some(attached) = state.attached.remove(&id) else {
+            let waits = self.held.lock().contains_key(&id);
+            return Ok(waits.then(|| WAITS_FOR_DAEMON.to_owned()));
+        };
+        // As it is by now: others may resize it, too.
+        let devices = service.pool.devices();
+        let size = devices
+            .iter()
+            .find(|info| info.id == id)
+            .map(|info| info.size);
+        let (attached, result) = blocking(move || {
+            let result = size.map_or(Ok(()), |size| attached.backing.resize(size));
+            (attached, result)
+        })
+        .await?;
+        let device = attached.attachment.device.clone();
+        state.attached.insert(id, attached);
+        Ok(result.err().map(|error| keeps_size(&device, &error)))
     }
 
     /// Unmounts what was mounted by us and takes the block device away.
@@ -706,6 +760,14 @@ fn other_queues(attachment: &Attachment, asked: Option<u16>) -> Option<String> {
     (asked != made).then(|| {
         format!("{transport} has made {made} queues instead of {asked}: that is its limit here")
     })
+}
+
+/// What to say when a block device could not be given another size.
+fn keeps_size(device: &Path, cause: &CallError) -> String {
+    format!(
+        "{} keeps its size until it is detached and attached again: {cause}",
+        device.display()
+    )
 }
 
 /// What there is on a device before it is attached.

@@ -84,6 +84,9 @@ pub enum Command {
         to: DeviceArg,
     },
     /// Change the size of a volume
+    ///
+    /// A volume that is attached can only be enlarged. Its block device is enlarged with it, unless its driver
+    /// cannot do that (ublk before Linux 6.16), which is said; a file system on it never is.
     Resize {
         /// The volume
         #[arg(value_name = "POOL/VOL")]

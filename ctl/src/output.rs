@@ -48,6 +48,13 @@ impl Output {
         self.print(value, |_| String::new())
     }
 
+    /// Tells people what is not as they may expect; in JSON it stands in the answer.
+    pub fn note(self, notes: &[String]) {
+        if !self.json {
+            notes.iter().for_each(|note| eprintln!("thinctl: {note}"));
+        }
+    }
+
     /// A place for progress: a bar if somebody watches.
     pub fn progress(self, what: &'static str) -> ProgressView {
         ProgressView::new(!self.json && io::stderr().is_terminal(), what)

@@ -140,6 +140,8 @@ pub enum Reply {
     Done,
     /// The device made, changed or asked for.
     Device(DeviceInfo),
+    /// The volume of another size.
+    Resized(Resized),
     /// Devices made or listed.
     Devices(Vec<DeviceInfo>),
     /// The pool's state.
@@ -237,6 +239,16 @@ pub enum CheckSeverity {
     Leak,
     /// Contents may be wrong or become so.
     Damage,
+}
+
+/// A volume that has another size now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resized {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: DeviceInfo,
+    /// Why its local block device, if it has one, keeps the size that it had.
+    pub notes: Vec<String>,
 }
 
 /// A device that is a local block device now.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use metadata_btree::{BlockStore, FileStore};
-use pool::{DeviceInfo, DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
+use pool::{DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
 use reactor::{FileHost, FileIo};
 use tokio::sync::Notify;
 
@@ -14,7 +14,7 @@ use crate::attach::Attachments;
 use crate::check::check_pool;
 use crate::pool_dir::{Access, PoolDir, existing_origin, extend_file};
 use crate::protocol::{
-    Call, CallError, CallErrorKind, PoolInfo, Progress, Reply, UsageReport, UsageTotals,
+    Call, CallError, CallErrorKind, PoolInfo, Progress, Reply, Resized, UsageReport, UsageTotals,
 };
 
 /// The pool as this program runs it.
@@ -164,7 +164,7 @@ impl PoolService {
         name: &DeviceName,
         size: u64,
         shrink: bool,
-    ) -> Result<DeviceInfo, CallError> {
+    ) -> Result<Resized, CallError> {
         let present = self
             .pool
             .info(name)
@@ -176,10 +176,15 @@ impl PoolService {
                 self.dir.path.display()
             )));
         }
-        self.pool
-            .resize(name, size)
-            .await
-            .map_err(|cause| self.failed(&cause))
+        let resized = self.pool.resize(name, size).await;
+        let volume = resized.map_err(|cause| self.failed(&cause))?;
+        // The volume has its size, whatever becomes of the block device.
+        let followed = self.attachments.follow_size(self, volume.id).await;
+        let note = followed.unwrap_or_else(|error| Some(error.message));
+        Ok(Resized {
+            volume,
+            notes: note.into_iter().collect(),
+        })
     }
 
     async fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), CallError> {
@@ -375,7 +380,7 @@ pub async fn execute(
             Reply::Device(device)
         }
         Call::Resize { name, size, shrink } => {
-            Reply::Device(service.resize(&name, size, shrink).await?)
+            Reply::Resized(service.resize(&name, size, shrink).await?)
         }
         Call::Rollback { snapshot } => {
             let device = pool

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 use crate::holders;
-use crate::program::{LOSETUP, run};
+use crate::program::{LOSETUP, STAT, run};
 
 /// How long a device may take to go away: something like udev may have it open for a moment.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -157,6 +157,15 @@ impl LoopDevice {
             }
             thread::sleep(DETACH_POLL_INTERVAL);
         }
+        Ok(())
+    }
+
+    /// Gives it the size that its file has now.
+    pub fn follow_size(&self) -> Result<(), Error> {
+        // The driver goes by the size that the kernel remembers of the file; to be asked for it, it asks us.
+        let file = [OsStr::new("--format=%s"), self.file.as_os_str()];
+        run(STAT, &file)?;
+        run(LOSETUP, &[Path::new("--set-capacity"), &self.path])?;
         Ok(())
     }
 

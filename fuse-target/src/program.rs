@@ -42,6 +42,10 @@ pub(crate) const LOSETUP: Program = Program {
     name: "losetup",
     package: "util-linux",
 };
+pub(crate) const STAT: Program = Program {
+    name: "stat",
+    package: "coreutils",
+};
 pub(crate) const MOUNT: Program = Program {
     name: "mount",
     package: "mount (util-linux)",

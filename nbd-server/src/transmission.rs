@@ -9,7 +9,7 @@ use reactor::yield_now;
 use crate::buffer::{Buffer, Buffers};
 use crate::command::{Command, Refusal, Terms};
 use crate::context::{Context, Selection};
-use crate::handshake::Agreement;
+use crate::handshake::{Agreement, Facts};
 use crate::outbox::{Body, Outbox, Reply};
 use crate::sparse;
 use crate::wire::{self, Errno, Request};
@@ -60,6 +60,19 @@ impl<H: Host> Session<H> {
             buffers: RefCell::default(),
             outbox: RefCell::default(),
             deaf: Cell::new(false),
+        }
+    }
+
+    /// What was agreed on, with the size that the device has now: it may have been enlarged, and the client
+    /// been told by another way.
+    fn terms(&self) -> Terms {
+        let facts = Facts {
+            size: self.device.size(),
+            ..self.terms.facts
+        };
+        Terms {
+            facts,
+            ..self.terms
         }
     }
 
@@ -121,7 +134,7 @@ impl<H: Host> Session<H> {
     async fn carry_out(&self, incoming: &Incoming) -> Result<Body, Refusal> {
         let request = &incoming.request;
         let (offset, len) = (request.offset, u64::from(request.len));
-        let counted = match Command::check(request, &self.terms)? {
+        let counted = match Command::check(request, &self.terms())? {
             Command::Read { unfragmented } => {
                 let body = self.read(request, unfragmented).await?;
                 self.count(Operation::Read, len, incoming.begun);

@@ -183,6 +183,22 @@ impl<H: Host> NbdDevice<H> {
         &self.record
     }
 
+    /// Gives the block device the size that the thin device has now.
+    ///
+    /// # Errors
+    /// What stopped it; the device keeps the size it had.
+    pub fn resize(&self, size: u64) -> Result<(), Error> {
+        let what = || format!("resizing {}", self.path().display());
+        let sector_size = self.record.sector_size().map_err(Error::io(what()))?;
+        // The driver would take any.
+        if !size.is_multiple_of(sector_size.into()) {
+            return Err(Error::BadSectorSize { size, sector_size });
+        }
+        Driver::open()
+            .and_then(|driver| driver.resize(&self.record, size))
+            .map_err(Error::driver(what()))
+    }
+
     /// Writes out what the kernel holds for it, takes it away and off the table.
     ///
     /// # Errors

@@ -66,6 +66,11 @@ impl Driver {
         self.call(Message::reconfigure(record, sockets)).map(drop)
     }
 
+    /// Gives a device another size.
+    pub(crate) fn resize(&self, record: &Record, size: u64) -> io::Result<()> {
+        self.call(Message::resize(record, size)).map(drop)
+    }
+
     /// Ends a device; it is free when nobody has it open any more.
     pub(crate) fn disconnect(&self, device: u32) -> io::Result<()> {
         self.call(Message::disconnect(device)).map(drop)

@@ -102,6 +102,18 @@ impl Message {
         }
     }
 
+    /// Gives a device another size. The driver refuses when its backend is another.
+    pub(crate) fn resize(record: &Record, size: u64) -> Self {
+        Message {
+            command: command::RECONFIGURE,
+            attributes: vec![
+                number(attribute::INDEX, record.device),
+                text(attribute::BACKEND_IDENTIFIER, &record.backend()),
+                long(attribute::SIZE_BYTES, size),
+            ],
+        }
+    }
+
     /// Ends a device: requests that wait fail.
     pub(crate) fn disconnect(device: u32) -> Self {
         Message {

@@ -1,6 +1,7 @@
 //! What the next process must know of a device.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,13 @@ impl Record {
     /// What the driver is told of who is behind the device, and shows in sysfs.
     pub(crate) fn backend(&self) -> String {
         format!("thinpool:{:016x}", self.token)
+    }
+
+    /// How large its sectors are, in bytes.
+    pub(crate) fn sector_size(&self) -> io::Result<u32> {
+        let place = format!("/sys/block/nbd{}/queue/logical_block_size", self.device);
+        let text = fs::read_to_string(place)?;
+        text.trim_end().parse().map_err(io::Error::other)
     }
 
     /// Whether the driver still has the device, and it is this one.

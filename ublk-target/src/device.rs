@@ -179,6 +179,17 @@ impl UblkDevice {
         &self.record
     }
 
+    /// Gives the block device the size that the thin device has now.
+    ///
+    /// # Errors
+    /// [`Error::FixedSize`] when the driver cannot; whatever it is, the device keeps the size it had.
+    pub fn resize(&self, size: u64) -> Result<(), Error> {
+        let control = Arc::clone(&self.control);
+        within(COMMAND_LIMIT, "resizing a device", move || {
+            control.resize(size)
+        })
+    }
+
     /// Writes out what the kernel holds for it, takes it away and off the table.
     ///
     /// # Errors

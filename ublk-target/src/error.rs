@@ -22,6 +22,10 @@ pub enum Error {
         expected: String,
     },
 
+    /// The driver cannot give a device another size.
+    #[error("the ublk driver cannot change it (it lacks UPDATE_SIZE, of Linux 6.16 and newer)")]
+    FixedSize,
+
     /// Somebody uses the block device.
     #[error("{device} is busy: it is mounted, or claimed by another program", device = .0.display())]
     Busy(PathBuf),

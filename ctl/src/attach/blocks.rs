@@ -1,6 +1,7 @@
 //! Attachments that are block devices of a driver whose server we are, and which outlive the daemon:
 //! those of ublk and of the kernel's NBD client, as one kind of thing.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use pool::ThinDevice;
@@ -73,6 +74,20 @@ impl BlockDevice {
         }
     }
 
+    /// Gives it the size that its volume has now.
+    ///
+    /// # Errors
+    /// What stopped it; it keeps the size it had.
+    pub fn resize(&self, size: u64) -> Result<(), CallError> {
+        if size_of(&self.path()) == Some(size) {
+            return Ok(());
+        }
+        match self {
+            BlockDevice::Ublk(device) => device.resize(size),
+            BlockDevice::Nbd(device) => device.resize(size),
+        }
+    }
+
     /// Leaves it to the next daemon; this process must end soon.
     pub fn leave(self) {
         match self {
@@ -80,6 +95,15 @@ impl BlockDevice {
             BlockDevice::Nbd(device) => device.leave(),
         }
     }
+}
+
+/// The size of a block device as the kernel tells it, which asks nobody.
+fn size_of(device: &Path) -> Option<u64> {
+    let place = Path::new("/sys/block")
+        .join(device.file_name()?)
+        .join("size");
+    let sectors: u64 = fs::read_to_string(place).ok()?.trim_end().parse().ok()?;
+    sectors.checked_mul(512)
 }
 
 /// One that a daemon before this one left.

@@ -44,6 +44,14 @@ impl BlockDevice {
         }
     }
 
+    /// Gives it another size.
+    ///
+    /// # Errors
+    /// What stopped it.
+    pub fn resize(&self, size: u64) -> Result<(), CallError> {
+        self.device.resize(size).map_err(|cause| nbd_error(&cause))
+    }
+
     /// Leaves it to the next daemon.
     pub fn leave(self) {
         self.device.leave();

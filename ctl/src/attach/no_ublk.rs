@@ -29,6 +29,11 @@ impl BlockDevice {
     }
 
     /// Of no device.
+    pub fn resize(&self, _size: u64) -> Result<(), CallError> {
+        match *self {}
+    }
+
+    /// Of no device.
     pub fn leave(self) {
         match self {}
     }

@@ -41,6 +41,14 @@ impl BlockDevice {
         }
     }
 
+    /// Gives it another size.
+    ///
+    /// # Errors
+    /// What stopped it.
+    pub fn resize(&self, size: u64) -> Result<(), CallError> {
+        self.device.resize(size).map_err(|cause| ublk_error(&cause))
+    }
+
     /// Leaves it to the next daemon; this process must end soon.
     pub fn leave(self) {
         self.device.leave();

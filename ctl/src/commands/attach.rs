@@ -57,11 +57,7 @@ pub(super) async fn attach(context: &Context, args: &AttachArgs) -> Result<(), C
         let (name, reason) = (attachment.transport.name(), &attachment.reason);
         eprintln!("thinctl: attached through {name}: {reason}");
     }
-    if !context.output.json {
-        for note in &attachment.notes {
-            eprintln!("thinctl: {note}");
-        }
-    }
+    context.output.note(&attachment.notes);
     if args.persist
         && let Some(lack) = lacks_at_boot(&dir)
     {

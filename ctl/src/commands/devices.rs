@@ -106,16 +106,18 @@ pub(super) async fn resize(
     shrink: bool,
 ) -> Result<(), CallError> {
     expect_volume(volume)?;
-    change(
-        context,
-        &volume.pool,
-        Call::Resize {
-            name: volume.name.clone(),
-            size,
-            shrink,
-        },
-    )
-    .await
+    let call = Call::Resize {
+        name: volume.name.clone(),
+        size,
+        shrink,
+    };
+    match context.call(&volume.pool, Access::Write, call).await? {
+        Reply::Resized(resized) => {
+            context.output.note(&resized.notes);
+            context.output.print_quietly(&resized)
+        }
+        other => Err(unexpected(&other)),
+    }
 }
 
 pub(super) async fn rollback(context: &Context, snapshot: &DeviceArg) -> Result<(), CallError> {

@@ -109,6 +109,27 @@ fn options_of_other_devices_are_refused() {
 }
 
 #[test]
+fn a_block_device_grows_with_its_volume() {
+    if !can_attach() {
+        return;
+    }
+    let bench = Bench::with_pool();
+    let _cleanup = Cleanup(&bench);
+    bench.ok(&["create", "p/vol", "--size", "8M"]);
+    let daemon = bench.serve(&["p"]);
+    let attached = bench.json(&["attach", "p/vol", "--fuse"]);
+    assert!(attached["queues"].is_null(), "{attached}");
+    let device = Path::new(attached["device"].as_str().unwrap());
+    let resized = bench.json(&["resize", "p/vol", "--size", "12M"]);
+    assert_eq!(resized["size"], 12 << 20);
+    assert!(resized["notes"].as_array().unwrap().is_empty(), "{resized}");
+    assert_eq!(fs::read(device).unwrap().len(), 12 << 20);
+    bench.ok(&["detach", "p/vol"]);
+    daemon.stop();
+    bench.check_clean("p");
+}
+
+#[test]
 fn what_is_persistent_is_attached_by_the_next_daemon() {
     if !can_attach() || !has_program("mkfs.ext4") {
         return;

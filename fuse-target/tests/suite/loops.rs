@@ -336,6 +336,22 @@ fn what_mount_complains_about_is_passed_on_in_one_line() {
 }
 
 #[test]
+fn a_loop_device_follows_its_file() {
+    if !have_loops() {
+        return;
+    }
+    let rig = Rig::new();
+    let file = rig.volume("vol", 8 * MIB);
+    let device = LoopDevice::attach(&file, false).unwrap();
+    block_on(rig.pool.resize(&name("vol"), 16 * MIB)).unwrap();
+    let size = || run("blockdev", &["--getsize64", text(device.path())]);
+    assert_eq!(size().trim(), (8 * MIB).to_string());
+    device.follow_size().unwrap();
+    assert_eq!(size().trim(), (16 * MIB).to_string());
+    device.detach().unwrap();
+}
+
+#[test]
 fn dropping_a_mount_leaves_its_loop_devices_served_and_known() {
     if !have_loops() {
         return;

@@ -97,6 +97,20 @@ fn connections_show_one_device_without_a_handshake() {
 }
 
 #[test]
+fn what_the_device_has_grown_by_can_be_used_at_once() {
+    let (_folder, pool, device) = volume();
+    let connections = DirectConnections::new(device);
+    let mut stream = client(&connections);
+    send(&mut stream, WRITE, 4 * MIB, 5, b"hello");
+    assert_eq!(answer(&mut stream, 4 * MIB), 28, "no space behind the end");
+    block_on(pool.resize(&"vol".parse().unwrap(), 8 * MIB)).unwrap();
+    send(&mut stream, WRITE, 8 * MIB - 5, 5, b"hello");
+    assert_eq!(answer(&mut stream, 8 * MIB - 5), 0);
+    send(&mut stream, WRITE, 8 * MIB - 4, 5, b"hello");
+    assert_eq!(answer(&mut stream, 8 * MIB - 4), 28);
+}
+
+#[test]
 fn closing_carries_out_what_has_arrived_and_refuses_nothing() {
     let (_folder, _pool, device) = volume();
     let connections = DirectConnections::new(device.clone());

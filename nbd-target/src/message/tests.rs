@@ -79,6 +79,23 @@ fn a_device_is_made_as_it_is_meant() {
 }
 
 #[test]
+fn a_device_is_given_another_size_and_nothing_else() {
+    let message = sent(&Message::resize(&record(), 1 << 40));
+    assert_eq!(message.command, command::RECONFIGURE);
+    let kinds: Vec<_> = message.attributes.iter().map(kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            attribute::INDEX,
+            attribute::BACKEND_IDENTIFIER,
+            attribute::SIZE_BYTES
+        ]
+    );
+    let size = attribute_of(&message, attribute::SIZE_BYTES);
+    assert_eq!(netlink_packet_core::parse_u64(&size).unwrap(), 1 << 40);
+}
+
+#[test]
 fn devices_are_read_from_an_answer() {
     let device = |index, connected: u8| {
         let attributes = [

@@ -36,6 +36,11 @@ const DEVICE_FLAGS: u64 = (sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY
 pub(crate) struct Features(pub(crate) u64);
 
 impl Features {
+    /// Whether a device that is started can be given another size.
+    fn can_resize(self) -> bool {
+        self.0 & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0
+    }
+
     /// Whether devices can outlive their process.
     pub(crate) fn can_recover(self) -> bool {
         self.0 & DEVICE_FLAGS == DEVICE_FLAGS
@@ -211,6 +216,23 @@ impl Control {
     pub(crate) fn start(&self, device: &CharDevice) -> Result<(), Error> {
         let what = command("starting", self.control.dev_info().dev_id);
         check(self.commands()?.start_dev(&device.device), &what)
+    }
+
+    /// Gives a started device another size.
+    pub(crate) fn resize(&self, size: u64) -> Result<(), Error> {
+        let what = command("resizing", self.control.dev_info().dev_id);
+        let features = self.control.get_driver_features().map(Features);
+        if !features.is_some_and(Features::can_resize) {
+            return Err(Error::FixedSize);
+        }
+        match self.commands()?.update_size(size) {
+            Err(UblkError::InvalidVal) => Err(Error::BadOption {
+                what: "size",
+                found: size,
+                expected: "a multiple of its sectors".to_owned(),
+            }),
+            result => check(result, &what),
+        }
     }
 
     /// Takes the block device away, once every request that was made is answered. What has not
