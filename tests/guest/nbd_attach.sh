@@ -1,6 +1,6 @@
 #!/bin/bash
-# A volume as a device of the kernel's NBD client: chosen where there is no ublk, its options and limits as the kernel
-# sees them, several sockets in use, fio with verification, discards and zeroings, file systems made
+# A volume as a device of the kernel's NBD client: chosen where there is no ublk, its options, its limits as the
+# kernel sees them, several sockets in use, fio with verification, discards and zeroings, file systems made
 # and mounted, a snapshot that is read only, links, refusals while it is in use, and devices that
 # others have.
 # guest: --timeout 900 --memory 3G
