@@ -14,7 +14,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BIN ?= $(RELEASE_BIN)
 
-.PHONY: help build install deb test test-rust test-interop test-guest test-demo demo perf check long install-deps clean
+.PHONY: help build install deb test test-rust test-interop test-guest test-demo demo perf check long uml install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
@@ -25,6 +25,7 @@ help:
 	@echo 'make perf          our figures beside qemu-nbd (PERF_DIR=/var/tmp)'
 	@echo 'make check         format, lints, documentation'
 	@echo 'make long          the tests that take long, in their long form'
+	@echo 'make uml           the fast guest that `make long` prefers: user-mode Linux, built once'
 	@echo 'make install-deps  what the tests need, from apt, if it is missing'
 
 build:
@@ -72,10 +73,14 @@ check:
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
+# The kernel's tests run in user-mode Linux where `make uml` has built it, else in QEMU.
 long: install-deps
 	cargo test --workspace --profile ci -- --include-ignored
 	THINCTL=$(CI_BIN)/thinctl LONG=1 tests/run.sh
-	THINCTL=$(CI_BIN)/thinctl LONG=1 tests/guest/run.sh
+	THINCTL=$(CI_BIN)/thinctl LONG=1 GUEST=uml tests/guest/run.sh
+
+uml:
+	tests/guest/vm --build-uml
 
 clean:
 	cargo clean

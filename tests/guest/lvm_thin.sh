@@ -11,11 +11,12 @@
 . "$(dirname "$0")/lib.sh"
 requires lvm dmsetup nbd-client thin_check jq
 
-# No udev here, nor daemons; the machine's own configuration is not ours to use.
+# No udev here, nor daemons; the machine's own configuration is not ours to use. LVM does not know the
+# disks of user-mode Linux by itself.
 export LVM_SYSTEM_DIR=$SCRATCH/lvm
 mkdir "$LVM_SYSTEM_DIR"
 cat >"$LVM_SYSTEM_DIR/lvm.conf" <<'END'
-devices { use_devicesfile=0 }
+devices { use_devicesfile=0 types=["ubd", 16] }
 activation { udev_sync=0 udev_rules=0 monitoring=0 }
 backup { backup=0 archive=0 }
 global { use_lvmpolld=0 }

@@ -105,10 +105,11 @@ for depth in 1 32; do
     verify_load --rw=randwrite --bs=4k --iodepth=$depth --size=8M
     verify_load --rw=randwrite --bsrange=4k-1M --iodepth=$depth --offset=64M --size=$((depth * 2 + 64))M
 done
-verify_load --rw=randrw --bs=16k --iodepth=8 --numjobs=2 --cpus_allowed=0,1 --cpus_allowed_policy=split \
+verify_load --rw=randrw --bs=16k --iodepth=8 --numjobs=2 --cpus_allowed="0-$(($(nproc) - 1))" --cpus_allowed_policy=split \
     --offset=256M --offset_increment=64M --size=16M --fsync=32
 readarray -t after < <(switches)
-for connection in 0 1; do
+# The driver has a queue, and with it a connection in use, for each processor.
+for connection in $(seq 0 $(($(nproc) - 1))); do
     [ $((after[connection] - before[connection])) -gt 100 ] ||
         fail "connection $connection was not used: ${before[*]}, then ${after[*]}"
 done

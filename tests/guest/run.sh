@@ -5,7 +5,8 @@
 #   tests/guest/run.sh [name ...]  THINCTL=... names the binary, target/ci/thinctl by default
 #
 # A script says in its head what its guest needs: `# guest: --disk 1G --timeout 120`, options of
-# tests/guest/vm. It is skipped when it ends with status 77, and all are when this machine cannot
+# tests/guest/vm. GUEST=uml runs them in user-mode Linux, which `make uml` builds, but those whose head
+# says --qemu. A script is skipped when it ends with status 77, and all are when this machine cannot
 # run a guest; with GUEST_REQUIRED=1 that is a failure. JOBS guests run at a time (2). The log of a
 # failure is printed; all logs and the guests' consoles are kept in target/guest-logs/NAME. Ends with
 # `N passed, N failed, N skipped`; status 1 if any failed, or there was none.
@@ -30,7 +31,7 @@ if [ $# -eq 0 ]; then
     done
 fi
 mkdir -p "$LOGS"
-rm -f "$LOGS"/*/status
+rm -f "$LOGS"/*/{status,vehicle}
 
 skip() {
     local name=$1 reason=$2 status=77 word=SKIP
@@ -42,7 +43,7 @@ skip() {
 }
 
 run_one() {
-    local name=$1 log=$LOGS/$1/output.log began=$SECONDS status=0 options
+    local name=$1 log=$LOGS/$1/output.log began=$SECONDS status=0 options vehicle
     mkdir -p "$LOGS/$name"
     if [ ! -f "$name.sh" ]; then
         echo "FAIL $name: no such script"
@@ -59,17 +60,23 @@ run_one() {
         return
     fi
     echo $status >"$LOGS/$name/status"
+    vehicle=$(cat "$LOGS/$name/vehicle" 2>/dev/null)
     if [ $status -eq 0 ]; then
-        echo "ok $name ($((SECONDS - began)) s)"
+        echo "ok $name ($vehicle, $((SECONDS - began)) s)"
     else
-        printf 'FAIL %s (status %s)\n%s\n' "$name" "$status" "$(tail -n 60 "$log" | sed 's/^/    /')"
+        printf 'FAIL %s (%s, status %s)\n%s\n' "$name" "$vehicle" "$status" "$(tail -n 60 "$log" | sed 's/^/    /')"
     fi
 }
 export -f run_one skip
 
-CANNOT=$(./vm --check 2>&1 | tail -n 1)
+CANNOT=
+if ! told=$(./vm --check 2>&1); then
+    CANNOT=${told##*$'\n'}
+    echo "NO GUEST TEST RUNS HERE: $CANNOT"
+elif [ -n "$told" ]; then
+    echo "$told"
+fi
 export CANNOT
-[ -z "$CANNOT" ] || echo "NO GUEST TEST RUNS HERE: $CANNOT"
 # Nothing outlives this script, however it ends; each guest sees to its own.
 printf '%s\n' "$@" | setpriv --pdeathsig SIGKILL xargs -P "$JOBS" -I{} setpriv --pdeathsig SIGKILL bash -c 'run_one {}'
 passed=$(cat "$LOGS"/*/status 2>/dev/null | grep -cx 0)

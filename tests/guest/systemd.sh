@@ -2,7 +2,7 @@
 # The units, as installed, under a systemd of their own: a pool that the first command starts, mounts that
 # everybody sees though the daemon is shut in, what outlives a restart, a kill and a hang, a machine that is
 # shut down while all is mounted and busy, and one that finds it all again.
-# guest: --timeout 900 --memory 3G
+# guest: --qemu --timeout 900 --memory 3G
 . "$(dirname "$0")/lib.sh"
 requires systemctl systemd-run dbus-daemon setpriv unshare nsenter mkfs.ext4 e2fsck jq
 SYSTEMD=/lib/systemd/systemd
