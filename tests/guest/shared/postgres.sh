@@ -17,8 +17,14 @@ start_postgres() {
         -c max_wal_size=64MB -c checkpoint_timeout=30s" start || fail "PostgreSQL: $(cat "$1.log")"
 }
 
+# Its file goes, which pg_ctl waits for, while the server itself still has the mount.
 stop_postgres() {
+    local server
+    server=$(head -n 1 "$1/postmaster.pid")
     pg pg_ctl -D "$1" -m fast -w -s -t 300 stop
+    while kill -0 "$server" 2>/dev/null; do
+        sleep 0.1
+    done
 }
 
 # new_database DATA PORT: with checksums, the tables of pgbench, and a server.
