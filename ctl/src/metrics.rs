@@ -128,6 +128,11 @@ fn pool_metrics(out: &mut Families, pool: &Labels, status: &Status) {
             status.commits,
         ),
         (
+            "thinpool_log_flushes_total",
+            "Syncs of the intent log for flushes since the pool was opened.",
+            status.flushes,
+        ),
+        (
             "thinpool_provisioned_blocks_total",
             "Data blocks given to writes of unmapped ranges since the pool was opened.",
             status.provisioned_blocks,

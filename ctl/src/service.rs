@@ -94,10 +94,10 @@ impl PoolService {
                 pool.replayed_records()
             );
         }
-        if pool.has_lost_log() {
+        if pool.has_cut_log() {
             tracing::warn!(
-                "{}: was not closed, and its intent log is of no use (after a reboot, with a disk that has \
-                 come back, or after a failed sync): the pool is as it was at its last commit",
+                "{}: was not closed before a reboot, the loss of a disk, or a failed sync: the pool has what \
+                 was flushed, and what was not may be lost",
                 dir.path.display()
             );
         }

@@ -8,13 +8,16 @@
 //! 2. Number the commit, begin a generation of the intent log, and collect what changed in memory.
 //!    From here on new changes belong to the next commit.
 //! 3. Fill in the blocks that are only partly there (`partial.rs`). A device for which that fails is
-//!    left out: its changes are marked and recorded again for the next commit, and its flushes fail
-//!    meanwhile.
-//! 4. Sync the data store, so that what the collected mappings point to is stable.
+//!    left out: its changes are marked and recorded again for the next commit.
+//! 4. Sync the data store, so that what the collected mappings point to is stable; and what the records of the
+//!    new generation map, so far.
 //! 5. Away from the caller's thread: catalog lines, changes into the trees, metadata blocks, sync; an
-//!    entry in the intent log that says which of its records this superblock lacks; superblock, sync.
+//!    entry in the intent log that says which of its records this superblock lacks, sync; superblock, sync.
 //! 6. Publish: readers load from the new commit, its number is complete, blocks that lost their
 //!    last mapping wait for their epoch.
+//!
+//! Flushes need no commit (`flush.rs`): commits come in time, when the log is full, and with operations on
+//! devices.
 //!
 //! Requests on mapped, exclusive blocks that are whole notice nothing of all this: they look up in
 //! memory and hold no lock that a commit takes for longer than copying a few words. A write to a block
@@ -25,24 +28,25 @@
 //! A data block that lost its last mapping in a commit may still be read by requests that looked it
 //! up before. It becomes free when the commit is durable *and* the epoch in which such requests
 //! could have begun has drained (`epoch.rs`); only then is its space given back to the data store
-//! and the block handed out again (invariant 2).
+//! and the block handed out again (invariant 2). The same goes for one that no commit has ever seen:
+//! the intent log names it, until the commit that ends the generation.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::backlog::ChangePermit;
 use crate::chunks::Collected;
-use crate::device::{Device, LeftOut};
+use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::info::Mode;
-use crate::log::{self, Intent, LogPermit, Record, log_error};
+use crate::log::{self, Durable, Intent, LogPermit, Record, log_error};
 use crate::metadata::{self, COUNTS_A_BITMAP, Change};
 use crate::partial::Partial;
 use crate::pool::Pool;
 use crate::room::Space;
 use crate::sync::Held;
-use crate::units::ThinId;
+use crate::units::{DataBlock, ThinId};
 use crate::writer::{Control, Writer};
 
 /// A commit that has collected its changes.
@@ -54,6 +58,8 @@ pub(crate) struct Begun<D> {
     abandoned: Vec<Part<D>>,
     /// No collected mapping is younger.
     time: u32,
+    /// Blocks without a mapping that records of earlier generations name.
+    superseded: Vec<DataBlock>,
 }
 
 impl<D> Begun<D> {
@@ -83,8 +89,10 @@ impl<H: Host> Pool<H> {
     pub async fn commit(self: &Arc<Self>) -> Result<(), Error> {
         let changed = self.backlog.has_untried() || self.check_all_covered().is_err();
         let mut committed = Ok(());
-        if changed || self.counters.has_unsynced_writes() || self.commits.has_unfinished() {
+        if changed || self.commits.has_unfinished() {
             committed = self.commit_everything().await;
+        } else if self.counters.has_unsynced_writes() {
+            committed = self.sync_data().await;
         }
         self.release_drained().await;
         committed
@@ -99,7 +107,7 @@ impl<H: Host> Pool<H> {
     pub(crate) fn check_all_covered(&self) -> Result<(), Error> {
         let table = self.table.read();
         let mut devices = table.devices.values();
-        devices.try_for_each(|device| device.check_covered(0))
+        devices.try_for_each(|device| device.check_covered())
     }
 
     /// Waits for, or makes, the commit with this number.
@@ -128,22 +136,16 @@ impl<H: Host> Pool<H> {
                     self.carry(&mut self.log.stop(), &part.device, &part.collected.changes)?;
                     begun.abandoned.push(part);
                 }
-                Err(cause) => {
-                    self.leave_out(begun.number, part, cause.to_string())?;
-                }
+                Err(cause) => self.leave_out(part, cause.to_string())?,
             }
         }
         Ok(())
     }
 
     /// Leaves to the next commit what this one collected from a device.
-    fn leave_out(&self, number: u64, part: Part<H::Data>, reason: String) -> Result<(), Error> {
+    fn leave_out(&self, part: Part<H::Data>, reason: String) -> Result<(), Error> {
         let device = part.device;
-        *device.left_out.lock() = Some(LeftOut {
-            commit: number,
-            reason,
-        });
-        device.durable_with.fetch_max(number + 1, Ordering::SeqCst);
+        *device.left_out.lock() = Some(reason);
         self.backlog.leave_out(part.collected.waiting());
         let mut stopped = self.log.stop();
         let put_back = device.chunks.put_back(part.collected);
@@ -152,7 +154,7 @@ impl<H: Host> Pool<H> {
         for block in &put_back.superseded {
             self.forget_partial(&device, *block);
         }
-        self.epochs.retire(put_back.superseded);
+        self.supersede(put_back.superseded);
         carried
     }
 
@@ -175,23 +177,18 @@ impl<H: Host> Pool<H> {
                 at: *at,
                 intent,
             };
-            log.carry(&record).map_err(log_error)?;
+            log.carry(&record, &device.last_record).map_err(log_error)?;
         }
         Ok(())
     }
 
     /// Drops the changes of abandoned devices, or keeps them when the operation was not done.
-    fn settle_abandoned(
-        &self,
-        number: u64,
-        abandoned: Vec<Part<H::Data>>,
-        is_done: bool,
-    ) -> Result<(), Error> {
+    fn settle_abandoned(&self, abandoned: Vec<Part<H::Data>>, is_done: bool) -> Result<(), Error> {
         for mut part in abandoned {
             if !is_done {
                 let reason = "blocks of it could not be filled in when it was to be removed or rolled \
                               back, and that failed; overwriting or discarding them whole helps";
-                self.leave_out(number, part, reason.to_owned())?;
+                self.leave_out(part, reason.to_owned())?;
                 continue;
             }
             // No tree has ever named the blocks that these changes would have put in.
@@ -230,6 +227,7 @@ impl<H: Host> Pool<H> {
             parts,
             abandoned: Vec::new(),
             time: self.time.load(Ordering::Acquire),
+            superseded: std::mem::take(&mut *self.superseded.lock()),
         }
     }
 
@@ -263,6 +261,7 @@ impl<H: Host> Pool<H> {
         publish: impl FnOnce() + Send,
     ) -> Result<Result<(), Error>, Error> {
         self.fill_in(&mut begun).await?;
+        let durable = self.log.stop().all();
         self.sync_writes().await?;
         let mut changes = Vec::new();
         let mut covered = Vec::new();
@@ -272,10 +271,8 @@ impl<H: Host> Pool<H> {
             covered.push((part.device, part.collected));
         }
         if changes.is_empty() && control.is_none() && !self.log.is_wanted() {
-            let superblock = self.committed.read().superblock.block();
-            self.log.prepare(&superblock).map_err(log_error)?;
-            self.backlog.end_commit();
-            self.commits.complete(begun.number);
+            self.note_nothing_to_commit(durable).await?;
+            self.end_commit(begun.number, durable, begun.superseded);
             return Ok(Ok(()));
         }
         let Some(mut writer) = slot.take() else {
@@ -284,7 +281,7 @@ impl<H: Host> Pool<H> {
         let (writer, done) = self
             .host
             .offload(move || {
-                let done = writer.commit(&changes, begun.time, control);
+                let done = writer.commit(&changes, begun.time, durable, control);
                 (writer, done)
             })
             .await;
@@ -295,8 +292,7 @@ impl<H: Host> Pool<H> {
         for (device, _) in &covered {
             *device.left_out.lock() = None;
         }
-        self.settle_abandoned(begun.number, begun.abandoned, done.control.is_ok())?;
-        self.commits.complete(begun.number);
+        self.settle_abandoned(begun.abandoned, done.control.is_ok())?;
         for (_, collected) in covered {
             collected.unpin();
         }
@@ -310,8 +306,32 @@ impl<H: Host> Pool<H> {
         }
         self.note_metadata_space(writer);
         // Not before: what is admitted meanwhile must find room beside what this commit needed.
-        self.backlog.end_commit();
+        self.end_commit(begun.number, durable, begun.superseded);
         Ok(done.control)
+    }
+
+    /// Notes in the log that the last superblock has all that was collected.
+    async fn note_nothing_to_commit(&self, durable: Durable) -> Result<(), Error> {
+        let superblock = self.committed.read().superblock.block();
+        let log = Arc::clone(&self.log);
+        let prepared = self
+            .host
+            .offload(move || log.prepare(&superblock, durable))
+            .await;
+        prepared.map_err(log_error)
+    }
+
+    /// A commit is durable.
+    fn end_commit(&self, number: u64, durable: Durable, superseded: Vec<DataBlock>) {
+        self.log.note_durable(durable);
+        self.epochs.retire(superseded);
+        self.backlog.end_commit();
+        self.commits.complete(number);
+    }
+
+    /// Takes blocks that have lost their mapping before any commit saw it.
+    pub(crate) fn supersede(&self, blocks: impl IntoIterator<Item = DataBlock>) {
+        self.superseded.lock().extend(blocks);
     }
 
     /// Sees how much metadata is left.
@@ -356,7 +376,7 @@ impl<H: Host> Pool<H> {
         Ok(())
     }
 
-    /// Syncs the data store alone: nothing was mapped or unmapped.
+    /// Syncs the data store alone.
     pub(crate) async fn sync_data(&self) -> Result<(), Error> {
         let outcome = self.sync_writes().await;
         if let Err(cause) = &outcome {
@@ -405,7 +425,9 @@ impl<H: Host> Pool<H> {
         // What was left out is worth one more try.
         let mut left_out = self.check_all_covered().is_err();
         loop {
-            let uncommitted = self.backlog.has_untried() || std::mem::take(&mut left_out);
+            let has_superseded = !self.superseded.lock().is_empty();
+            let uncommitted =
+                self.backlog.has_untried() || has_superseded || std::mem::take(&mut left_out);
             if uncommitted {
                 self.commit_through(self.commits.next()).await?;
             }
@@ -428,6 +450,7 @@ impl<H: Host> Pool<H> {
 
     fn may_free(&self) -> bool {
         self.backlog.has_untried()
+            || !self.superseded.lock().is_empty()
             || self.epochs.waiting_blocks() > 0
             || self.allocator.lock().free() > 0
     }
@@ -486,7 +509,7 @@ impl<H: Host> Pool<H> {
     }
 }
 
-fn sync_error(source: std::io::Error) -> Error {
+pub(crate) fn sync_error(source: std::io::Error) -> Error {
     Error::Io {
         what: "syncing the data store".into(),
         source,

@@ -9,6 +9,7 @@ use crate::catalog::Entry;
 use crate::chunks::{Chunk, ChunkMap};
 use crate::error::Error;
 use crate::host::{DataIo, Host};
+use crate::log::LastRecord;
 use crate::map::Zeroing;
 use crate::name::DeviceName;
 use crate::partial::{Partial, Partials};
@@ -29,8 +30,8 @@ pub(crate) struct Device<D> {
     pub(crate) snapshotted_time: AtomicU32,
     /// Mapped blocks, changes that are not committed yet included.
     pub(crate) mapped_blocks: AtomicU64,
-    /// The commit that will have made every change so far durable.
-    pub(crate) durable_with: AtomicU64,
+    /// Where the intent log has the last of its records.
+    pub(crate) last_record: LastRecord,
     pub(crate) chunks: ChunkMap,
     /// Which of its data blocks are not whole yet.
     pub(crate) partials: Partials,
@@ -40,19 +41,11 @@ pub(crate) struct Device<D> {
     pub(crate) blocks: Cells,
     /// Writes pass it; taking a snapshot closes it.
     pub(crate) writes: Gate,
-    /// Set while commits have to leave its changes out.
-    pub(crate) left_out: Mutex<Option<LeftOut>>,
+    /// Why the last commit has left its changes out, if it has.
+    pub(crate) left_out: Mutex<Option<String>>,
     pub(crate) origin: Option<Origin<D>>,
     pub(crate) stats: Arc<DeviceStats>,
     users: Mutex<Users>,
-}
-
-/// Why a device's changes are not durable.
-pub(crate) struct LeftOut {
-    /// The last commit that did not cover them.
-    pub(crate) commit: u64,
-    /// What went wrong.
-    pub(crate) reason: String,
 }
 
 /// A read-only store that shows through where nothing is mapped.
@@ -83,7 +76,7 @@ impl<D: DataIo> Device<D> {
             entry: RwLock::new(entry),
             snapshotted_time: AtomicU32::new(snapshotted_time),
             mapped_blocks: AtomicU64::new(mapped_blocks),
-            durable_with: AtomicU64::new(0),
+            last_record: LastRecord::default(),
             chunks: ChunkMap::default(),
             partials: Partials::default(),
             loading: Cells::default(),
@@ -131,14 +124,14 @@ impl<D: DataIo> Device<D> {
         }
     }
 
-    /// Refuses to call durable what a commit from `number` on has left out.
-    pub(crate) fn check_covered(&self, number: u64) -> Result<(), Error> {
+    /// Refuses to call committed what the last commit has left out.
+    pub(crate) fn check_covered(&self) -> Result<(), Error> {
         match &*self.left_out.lock() {
-            Some(left_out) if left_out.commit >= number => Err(Error::NotDurable {
+            Some(reason) => Err(Error::NotCommitted {
                 name: self.name(),
-                reason: left_out.reason.clone(),
+                reason: reason.clone(),
             }),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

@@ -51,9 +51,9 @@ pub enum Error {
         reason: String,
     },
 
-    /// Changes that no commit can cover, since a block they belong to cannot be filled in.
-    #[error("what was written to {name} is not durable: {reason}")]
-    NotDurable {
+    /// Changes that no commit can take, since a block they belong to cannot be filled in.
+    #[error("what was written to {name} cannot be committed: {reason}")]
+    NotCommitted {
         /// The volume.
         name: DeviceName,
         /// What went wrong, and what helps.
@@ -133,8 +133,8 @@ pub enum Error {
 
     /// The intent log of a daemon that was killed cannot be used.
     #[error(
-        "intent log: {reason}; without the log (move the file `log` away) the pool opens as it was at its \
-         last commit, and writes acknowledged after that are lost"
+        "intent log: {reason}; with an empty file in its place (`log`) the pool opens as it was at its last \
+         commit, and what was written or flushed after that is lost"
     )]
     Log {
         /// What is wrong with it.
@@ -226,7 +226,7 @@ impl Error {
             Error::Io { source, .. } if is_full(source) => ErrorKind::NoSpace,
             Error::Metadata(_)
             | Error::Io { .. }
-            | Error::NotDurable { .. }
+            | Error::NotCommitted { .. }
             | Error::Stopped { .. } => ErrorKind::Io,
         }
     }

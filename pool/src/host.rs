@@ -39,6 +39,9 @@ pub trait DataIo: Send + Sync + 'static {
     /// failure every later call fails too: what was lost is not known.
     fn sync(&self) -> impl Future<Output = io::Result<()>> + Send;
 
+    /// As [`DataIo::sync`], of a store that nobody uses yet. Blocking.
+    fn sync_at_opening(&self) -> io::Result<()>;
+
     /// The size of the store now, in bytes.
     fn size(&self) -> io::Result<u64>;
 }

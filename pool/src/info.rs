@@ -106,6 +106,8 @@ pub struct Status {
     pub deleting: u64,
     /// Commits since the pool was opened.
     pub commits: u64,
+    /// Times that the intent log was synced for flushes since the pool was opened.
+    pub flushes: u64,
     /// Blocks given to writes of unmapped ranges since the pool was opened.
     pub provisioned_blocks: u64,
     /// Blocks given to writes of shared ranges since the pool was opened.

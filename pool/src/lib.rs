@@ -27,6 +27,7 @@ mod control;
 mod device;
 mod epoch;
 mod error;
+mod flush;
 mod grow;
 mod host;
 mod info;

@@ -1,17 +1,28 @@
-//! The intent log: what a daemon acknowledged outlives it.
+//! The intent log: what a daemon acknowledged outlives it, and what it flushed outlives the power.
 //!
 //! Between two commits, changed mappings are in memory only. Each is therefore recorded here as well,
 //! before anybody can see it: a copy into the kernel's page cache, no disk write. When the daemon is
-//! killed, the next one finds the records there and does the changes again (`replay.rs`). After a
-//! power cut they are worth nothing, and the last commit stands, as with any disk that has a volatile
-//! cache. Nor are they when a sync of the data store has failed: data that they map may be lost then, and
-//! the log is made void.
+//! killed, the next one finds the records there and does the changes again (`replay.rs`).
+//!
+//! # Flushes
+//!
+//! A flush makes what was recorded so far durable, without a commit (`flush.rs`): the data store is
+//! synced, for what the records map; a *marker* is written that says how far the records go; the log is
+//! synced. After a power cut what the last marker covers is replayed, and no more: later records may be there
+//! or not, and the data that they map, too. A commit's entry (below) covers records in the same way.
+//!
+//! So what a durable marker covers must stay true until a commit is durable that has it all: a data block that
+//! any record names is not given to others before that, even when it has lost its mapping (invariant 2).
+//!
+//! The same holds when a sync has failed. Data that later records map may be lost then, and the log is
+//! made *void*: only what is covered is ever replayed. (A daemon that is killed while a sync fails can note
+//! nothing; the kernel has told it, and tells nobody again.)
 //!
 //! # Generations
 //!
 //! While a commit runs, changes for the next one come in already. So records are numbered by
 //! *generation*: a commit begins a new one at the instant in which it collects what changed before.
-//! Whether a commit was completed is seen in the superblock. Before it is written, an [`Entry`] says:
+//! Whether a commit was completed is seen in the superblock. Before it is written, an [`Entry`] says, durably:
 //! with this superblock, replay from that generation on. Two successive superblocks always differ,
 //! since a commit never writes a tree's root where the last one has it.
 //!
@@ -20,6 +31,8 @@
 //!
 //! ```text
 //! page 0, 1        entries of the last two commits, by the parity of their generation
+//! page 2, 3        the last two markers, in turn: writing one leaves the other alone
+//! page 4           a note, when the log is void
 //! then 2 areas     of `slots` records each, 64 bytes a slot
 //! ```
 //!
@@ -32,7 +45,7 @@
 //! # Slots
 //!
 //! Slots are taken in order, and filled by whoever took them: a daemon that dies leaves empty ones
-//! between. Nobody saw what an empty slot was for.
+//! between. Nobody saw what an empty slot was for. What is covered says how many are not empty.
 
 mod load;
 mod record;
@@ -42,14 +55,14 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use metadata_btree::Block;
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use load::{Loaded, load};
-pub(crate) use record::{Intent, Record, WHOLE};
+pub(crate) use record::{Durable, Intent, Record, WHOLE};
 pub use store::LogStore;
 
 use crate::error::{Error, is_full};
-use record::{Entry, Layout, VOID};
+use record::{Entry, Filled, Layout, void_note};
 
 /// The fewest records that a generation has room for.
 const RECORDS_MIN: u64 = 1024;
@@ -71,19 +84,56 @@ pub(crate) struct IntentLog {
     /// How many records a generation may have before a commit must come.
     records_max: u64,
     /// The generation that takes records.
-    generation: RwLock<u64>,
+    generation: RwLock<Generation>,
     /// The next slot of its area.
     next_slot: AtomicU64,
+    /// Records that were written to it.
+    written: AtomicU64,
     /// Records in it that needed permission.
     recorded: AtomicU64,
     /// Records that have it and may still come.
     permitted: AtomicU64,
     /// Whether the store has been given a log by this daemon.
     is_created: AtomicBool,
-    /// Whether data that the log maps may be lost.
+    /// How far everything is durable.
+    durable: AtomicU64,
+    /// How many markers were written.
+    markers: AtomicU64,
+    /// Who has it syncs the store. The kernel tells a failure once, and not to all who wait for it.
+    syncing: Mutex<()>,
+    /// Whether a sync has failed.
     is_void: AtomicBool,
     /// Whether the superblock says that there is a log.
     announced: AtomicU8,
+}
+
+/// A generation, and how much there is of the one before.
+struct Generation {
+    number: u64,
+    before: Filled,
+}
+
+/// A place in the log, after every record up to there: comparable as a number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Position(u64);
+
+impl Position {
+    /// Slots are far fewer than that (`record.rs`), and so are commits in a daemon's life.
+    const SLOT_BITS: u32 = 32;
+
+    fn new(generation: u64, slots: u64) -> Self {
+        Position(generation << Self::SLOT_BITS | slots)
+    }
+}
+
+/// The position of a device's last record.
+#[derive(Default)]
+pub(crate) struct LastRecord(AtomicU64);
+
+impl LastRecord {
+    fn note(&self, position: Position) {
+        self.0.fetch_max(position.0, Ordering::SeqCst);
+    }
 }
 
 /// No log, and nobody has asked for one.
@@ -113,19 +163,28 @@ impl IntentLog {
                 slots: SLOTS_A_RECORD * records_max + 2 * replayed,
             },
             records_max,
-            generation: RwLock::new(FIRST),
+            generation: RwLock::new(Generation {
+                number: FIRST,
+                before: Filled::default(),
+            }),
             next_slot: AtomicU64::new(replayed),
+            written: AtomicU64::new(replayed),
             recorded: AtomicU64::new(replayed),
             permitted: AtomicU64::new(0),
             is_created: AtomicBool::new(false),
+            durable: AtomicU64::new(Position::new(FIRST, replayed).0),
+            markers: AtomicU64::new(0),
+            syncing: Mutex::new(()),
             is_void: AtomicBool::new(false),
             announced: AtomicU8::new(if is_announced { YES } else { NO }),
         }
     }
 
-    /// Replaces the log of an earlier daemon: what was replayed from it comes first in this one.
+    /// Replaces the log of an earlier daemon: what was replayed from it comes first in this one. The data
+    /// that it maps is durable.
     pub(crate) fn take_over(&self, superblock: &Block, replayed: &[Record]) -> io::Result<()> {
-        let mut content = self.entry(superblock, FIRST).encode();
+        let durable = self.stop().all();
+        let mut content = self.entry(superblock, durable).encode();
         content.resize(self.layout.position(FIRST, 0), 0);
         for record in replayed {
             content.extend_from_slice(&record.encode(FIRST));
@@ -171,15 +230,51 @@ impl IntentLog {
         Ok(())
     }
 
-    /// Sees to it that nothing of this log is ever replayed.
+    /// Sees to it that of this log only what is durable is ever replayed: a sync has failed.
     pub(crate) fn make_void(&self) -> io::Result<()> {
         self.is_void.store(true, Ordering::SeqCst);
         if !self.is_created.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let void = self.entry(&Block::zeroed(), VOID);
-        self.store
-            .write(0, &[void.encode(), void.encode()].concat())
+        make_void(&*self.store)
+    }
+
+    /// Whether all records of a device are durable.
+    pub(crate) fn covers(&self, last: &LastRecord) -> bool {
+        last.0.load(Ordering::SeqCst) <= self.durable.load(Ordering::SeqCst)
+    }
+
+    /// Makes records durable whose data is. Blocking.
+    pub(crate) fn mark(&self, durable: Durable) -> io::Result<()> {
+        self.check_valid()?;
+        let turn = self.markers.fetch_add(1, Ordering::SeqCst);
+        let (at, marker) = durable.marker(turn);
+        self.store.write(at, &marker)?;
+        self.sync()?;
+        self.note_durable(durable);
+        Ok(())
+    }
+
+    /// Notes that so much is durable.
+    pub(crate) fn note_durable(&self, durable: Durable) {
+        let position = Position::new(durable.generation, durable.filled.slots);
+        self.durable.fetch_max(position.0, Ordering::SeqCst);
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let _alone = self.syncing.lock();
+        self.check_valid()?;
+        self.store.sync().inspect_err(|_| {
+            // If this fails as well, there is nothing left to do.
+            let _ = self.make_void();
+        })
+    }
+
+    fn check_valid(&self) -> io::Result<()> {
+        if self.is_void.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a sync has failed"));
+        }
+        Ok(())
     }
 
     /// How many records a generation may have.
@@ -241,29 +336,30 @@ impl IntentLog {
         }
     }
 
-    /// Notes that this superblock, about to be written, holds all before the current generation.
-    pub(crate) fn prepare(&self, superblock: &Block) -> io::Result<()> {
-        if self.is_void.load(Ordering::SeqCst) {
-            return Err(io::Error::other("a sync of the data store has failed"));
-        }
+    /// Notes durably that this superblock, about to be written, lacks what is in the last generation of
+    /// `durable`; and how much of that is durable.
+    pub(crate) fn prepare(&self, superblock: &Block, durable: Durable) -> io::Result<()> {
+        self.check_valid()?;
         if !self.is_created.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let generation = *self.generation.read();
-        let page = self.entry(superblock, generation).encode();
-        self.store.write(Entry::position(generation), &page)
+        let page = self.entry(superblock, durable).encode();
+        self.store
+            .write(Entry::position(durable.generation), &page)?;
+        self.sync()
     }
 
-    fn entry(&self, superblock: &Block, generation: u64) -> Entry {
+    fn entry(&self, superblock: &Block, durable: Durable) -> Entry {
         Entry {
             layout: self.layout,
-            generation,
+            durable,
             incarnation: self.store.incarnation(),
             superblock: Entry::superblock(superblock),
         }
     }
 
-    fn write(&self, generation: u64, record: &Record) -> io::Result<()> {
+    /// Writes a record, and notes where.
+    fn write(&self, generation: u64, record: &Record, last: &LastRecord) -> io::Result<()> {
         let slot = self.next_slot.fetch_add(1, Ordering::SeqCst);
         if slot >= self.layout.slots {
             return Err(io::Error::new(
@@ -272,41 +368,76 @@ impl IntentLog {
             ));
         }
         let at = self.layout.position(generation, slot);
-        self.store.write(at as u64, &record.encode(generation))
+        self.store.write(at as u64, &record.encode(generation))?;
+        self.written.fetch_add(1, Ordering::SeqCst);
+        last.note(Position::new(generation, slot + 1));
+        Ok(())
     }
+}
+
+/// Sees to it that of the log there is only what is durable is ever replayed.
+pub(crate) fn make_void(store: &dyn LogStore) -> io::Result<()> {
+    let (at, note) = void_note();
+    store.write(at, &note)
 }
 
 /// While this lives, no commit begins.
 pub(crate) struct Recording<'a> {
     log: &'a IntentLog,
-    generation: RwLockReadGuard<'a, u64>,
+    generation: RwLockReadGuard<'a, Generation>,
 }
 
 impl Recording<'_> {
-    /// Records what is about to be done.
-    pub(crate) fn append(&self, record: &Record) -> io::Result<()> {
+    /// Records what is about to be done to a device.
+    pub(crate) fn append(&self, record: &Record, last: &LastRecord) -> io::Result<()> {
         self.log.recorded.fetch_add(1, Ordering::SeqCst);
-        self.log.write(*self.generation, record)
+        self.log.write(self.generation.number, record, last)
     }
 }
 
 /// While this lives, nobody else records anything.
 pub(crate) struct Stopped<'a> {
     log: &'a IntentLog,
-    generation: RwLockWriteGuard<'a, u64>,
+    generation: RwLockWriteGuard<'a, Generation>,
 }
 
 impl Stopped<'_> {
+    /// All records so far. Whoever syncs the data store from now on makes them true.
+    pub(crate) fn all(&self) -> Durable {
+        Durable {
+            generation: self.generation.number,
+            filled: self.filled(),
+            before: self.generation.before,
+        }
+    }
+
+    fn filled(&self) -> Filled {
+        Filled {
+            // What was refused for want of a slot has none.
+            slots: self
+                .log
+                .next_slot
+                .load(Ordering::SeqCst)
+                .min(self.log.layout.slots),
+            records: self.log.written.load(Ordering::SeqCst),
+        }
+    }
+
     /// Begins the next generation.
     pub(crate) fn begin_generation(&mut self) {
-        *self.generation += 1;
+        let before = self.filled();
+        *self.generation = Generation {
+            number: self.generation.number + 1,
+            before,
+        };
         self.log.next_slot.store(0, Ordering::SeqCst);
+        self.log.written.store(0, Ordering::SeqCst);
         self.log.recorded.store(0, Ordering::SeqCst);
     }
 
     /// Records again what the generation before has, and the commit that ends it leaves out.
-    pub(crate) fn carry(&self, record: &Record) -> io::Result<()> {
-        self.log.write(*self.generation, record)
+    pub(crate) fn carry(&self, record: &Record, last: &LastRecord) -> io::Result<()> {
+        self.log.write(self.generation.number, record, last)
     }
 }
 

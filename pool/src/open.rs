@@ -6,19 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use metadata_btree::{Block, BlockStore};
+use metadata_btree::{Block, BlockKind, BlockStore};
 use parking_lot::{Mutex, RwLock};
 
 use crate::allocator::DataAllocator;
 use crate::backlog::Backlog;
 use crate::catalog::{Catalog, CatalogStore, Entry, thin_id};
 use crate::chunks::ChunkBudget;
+use crate::commit::sync_error;
 use crate::control::{Identity, check_size};
 use crate::device::{Device, Origin};
 use crate::epoch::Epochs;
 use crate::error::Error;
+use crate::flush::Flushes;
 use crate::host::{DataIo, Host};
-use crate::log::{self, IntentLog, LogStore, log_error};
+use crate::log::{self, IntentLog, LogStore, Record, log_error};
 use crate::metadata::{Committed, Metadata};
 use crate::name::DeviceName;
 use crate::pool::{Counters, Health, Pool, Table};
@@ -26,7 +28,7 @@ use crate::replay::Replayed;
 use crate::room::Room;
 use crate::stats::Histogram;
 use crate::superblock::{LOCATION, Superblock};
-use crate::sync::{CommitNumbers, Exclusive};
+use crate::sync::{Exclusive, Rounds};
 use crate::trees::DeviceDetails;
 use crate::units::{BlockSize, DEVICE_SIZE_MAX, SECTOR_SIZE, ThinId};
 use crate::writer::Writer;
@@ -162,7 +164,8 @@ impl<H: Host> Pool<H> {
             })
     }
 
-    /// Opens a pool, and does again what the intent log of a daemon says that was killed. Blocking.
+    /// Opens a pool, and does again what the intent log of a daemon says that was killed, or whose machine
+    /// lost its power. Blocking.
     /// With `read_only`, or when the superblock asks for a check, nothing is written, and
     /// [`Pool::status`] says why.
     pub fn open(
@@ -214,7 +217,9 @@ impl<H: Host> Pool<H> {
             allocator: Mutex::new(allocator),
             drawing: Arc::new(Exclusive::new(())),
             epochs: Epochs::new(),
-            commits: CommitNumbers::default(),
+            commits: Rounds::default(),
+            flushes: Flushes::default(),
+            superseded: Mutex::default(),
             commit_durations: Histogram::default(),
             chunk_budget: ChunkBudget::default(),
             metadata_room: Room::default(),
@@ -236,15 +241,21 @@ impl<H: Host> Pool<H> {
             None => unreachable!("nobody else has the pool yet"),
         }
         pool.replay(&left.records)?;
-        if may_write && (superblock.has_log || !left.records.is_empty()) {
-            let taken_over = pool.log.take_over(&superblock.block(), &left.records);
-            taken_over.map_err(log_error)?;
-        }
+        pool.take_log_over(&superblock, &left.records)?;
         Ok(pool)
+    }
+
+    /// Replaces the log that was replayed, unless the pool is read only.
+    fn take_log_over(&self, superblock: &Superblock, replayed: &[Record]) -> Result<(), Error> {
+        if self.is_read_only() || !superblock.has_log && replayed.is_empty() {
+            return Ok(());
+        }
+        let taken_over = self.log.take_over(&superblock.block(), replayed);
+        taken_over.map_err(log_error)
     }
 }
 
-/// Reads what a daemon has left that did not close the pool.
+/// Reads what a daemon has left that did not close the pool, and makes it durable.
 fn load_log<H: Host>(
     stores: &Stores<H>,
     superblock: &Superblock,
@@ -252,13 +263,29 @@ fn load_log<H: Host>(
 ) -> Result<log::Loaded, Error> {
     let left = log::load(&*stores.log, superblock)?;
     if may_write {
-        // What it has written may be in the page cache only, and is built on from here.
-        stores.metadata.flush().map_err(|source| Error::Io {
-            what: "syncing the metadata store".into(),
+        make_durable(&*stores.metadata, superblock).map_err(|source| Error::Io {
+            what: "making the superblock durable".into(),
             source,
         })?;
     }
+    if may_write && !left.records.is_empty() {
+        stores.data.sync_at_opening().map_err(|cause| {
+            // The next sync may well succeed, and say nothing of what this one has lost. If this fails
+            // as well, there is nothing left to do.
+            let _ = log::make_void(&*stores.log);
+            sync_error(cause)
+        })?;
+    }
     Ok(left)
+}
+
+/// Makes the superblock durable that is built on from here: it may be in the page cache only. Written again,
+/// since a sync that failed may have given up its page; what it names was durable before it was written.
+fn make_durable(metadata: &dyn BlockStore, superblock: &Superblock) -> std::io::Result<()> {
+    let mut block = superblock.block();
+    BlockKind::Superblock.seal(&mut block, LOCATION);
+    metadata.write(LOCATION, &block)?;
+    metadata.flush()
 }
 
 /// Opens an external origin.

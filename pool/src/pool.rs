@@ -13,6 +13,7 @@ use crate::chunks::{CHUNK_BLOCKS, CHUNKS_MAX, Chunk, ChunkBudget, first_block};
 use crate::device::{Device, ThinDevice};
 use crate::epoch::Epochs;
 use crate::error::Error;
+use crate::flush::Flushes;
 use crate::host::Host;
 use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
 use crate::log::IntentLog;
@@ -21,15 +22,15 @@ use crate::name::DeviceName;
 use crate::replay::Replayed;
 use crate::room::Room;
 use crate::stats::{DeviceStats, Histogram};
-use crate::sync::{CommitNumbers, Exclusive};
-use crate::units::{BlockSize, ThinId, VirtualBlock};
+use crate::sync::{Exclusive, Rounds};
+use crate::units::{BlockSize, DataBlock, ThinId, VirtualBlock};
 use crate::writer::Writer;
 
 /// An open pool of thin devices.
 ///
 /// All methods may be called from any thread. Locks, in the order in which they may nest: the log's
 /// generation, `table`, a device's own; none is held across an await, and only the first across an I/O,
-/// that of appending a record to the log.
+/// that of appending a record to the log. (Blocking work that syncs the log holds a lock of its own.)
 pub struct Pool<H: Host> {
     pub(crate) host: Arc<H>,
     pub(crate) data: H::Data,
@@ -48,7 +49,10 @@ pub struct Pool<H: Host> {
     /// Who has it asks the data store for the space of the next blocks.
     pub(crate) drawing: Arc<Exclusive<()>>,
     pub(crate) epochs: Epochs,
-    pub(crate) commits: CommitNumbers,
+    pub(crate) commits: Rounds,
+    pub(crate) flushes: Flushes,
+    /// Data blocks that have lost their mapping, and that records name which no commit has taken yet.
+    pub(crate) superseded: Mutex<Vec<DataBlock>>,
     pub(crate) commit_durations: Histogram,
     pub(crate) chunk_budget: ChunkBudget,
     pub(crate) metadata_room: Room,
@@ -237,10 +241,10 @@ impl<H: Host> Pool<H> {
         self.replayed.records
     }
 
-    /// Whether the pool was not closed, and yet nothing of its intent log could be used: after a reboot,
-    /// with a disk that has come back, after a failed sync. It is as it was at its last commit then.
-    pub fn has_lost_log(&self) -> bool {
-        self.replayed.is_lost
+    /// Whether the pool was not closed, and of its intent log only what was flushed could be used: after a
+    /// reboot, with a disk that has come back, after a failed sync.
+    pub fn has_cut_log(&self) -> bool {
+        self.replayed.is_cut
     }
 
     /// All volumes and snapshots, by name.
@@ -333,6 +337,7 @@ impl<H: Host> Pool<H> {
             snapshots,
             deleting: counter(&self.counters.deleting),
             commits: counter(&self.counters.commits),
+            flushes: self.flushes.rounds.completed(),
             provisioned_blocks: counter(&self.counters.provisioned_blocks),
             copied_blocks: counter(&self.counters.copied_blocks),
             partial_blocks: counter(&self.counters.partial_blocks),

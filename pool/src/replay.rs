@@ -26,8 +26,8 @@ use crate::units::{DataBlock, ThinId, VirtualBlock};
 pub(crate) struct Replayed {
     /// Records replayed.
     pub(crate) records: u64,
-    /// Whether there were records that could not be used.
-    pub(crate) is_lost: bool,
+    /// Whether there may have been more that could not be used.
+    pub(crate) is_cut: bool,
     /// Blocks that the log has mapped and replaced again. What replaced them may still read from them,
     /// until a commit has filled in everything.
     superseded: Mutex<Vec<DataBlock>>,
@@ -37,7 +37,7 @@ impl Replayed {
     pub(crate) fn new(loaded: &Loaded) -> Self {
         Replayed {
             records: loaded.records.len() as u64,
-            is_lost: loaded.is_lost,
+            is_cut: loaded.is_cut,
             superseded: Mutex::default(),
         }
     }

@@ -275,44 +275,44 @@ impl Drop for CellGuard<'_> {
     }
 }
 
-/// Commits, numbered: which have begun to collect changes, which are durable.
+/// Commits, or flushes, numbered: which have begun to collect changes, which are durable.
 ///
-/// A change is covered by the first commit that begins after it was noted, so whoever needs it
+/// A change is covered by the first that begins after it was noted, so whoever needs it
 /// durable waits for `started + 1`, read after the change was noted.
 #[derive(Default)]
-pub(crate) struct CommitNumbers {
+pub(crate) struct Rounds {
     started: AtomicU64,
     completed: AtomicU64,
 }
 
-impl CommitNumbers {
-    /// The number of the commit that will cover everything noted so far.
+impl Rounds {
+    /// The number of the round that will cover everything noted so far.
     pub(crate) fn next(&self) -> u64 {
         self.started.load(Ordering::SeqCst) + 1
     }
 
-    /// Begins a commit; to be called before it collects changes.
+    /// Begins a round; to be called before it collects changes.
     pub(crate) fn start(&self) -> u64 {
         self.started.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Says that the commit with this number is durable.
+    /// Says that the round with this number is durable.
     pub(crate) fn complete(&self, number: u64) {
         let before = self.completed.swap(number, Ordering::SeqCst);
-        assert!(before < number, "commits complete in the order they start");
+        assert!(before < number, "rounds complete in the order they start");
     }
 
-    /// Whether a commit has begun that is not durable: it is running, or it failed.
+    /// Whether a round has begun that is not durable: it is running, or it failed.
     pub(crate) fn has_unfinished(&self) -> bool {
         !self.is_complete(self.started.load(Ordering::SeqCst))
     }
 
-    /// Whether the commit with this number has begun.
-    pub(crate) fn has_started(&self, number: u64) -> bool {
-        self.started.load(Ordering::SeqCst) >= number
+    /// The last round that is durable.
+    pub(crate) fn completed(&self) -> u64 {
+        self.completed.load(Ordering::SeqCst)
     }
 
-    /// Whether the commit with this number is durable.
+    /// Whether the round with this number is durable.
     pub(crate) fn is_complete(&self, number: u64) -> bool {
         self.completed.load(Ordering::SeqCst) >= number
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::catalog::{Catalog, CatalogStore, Loaded, Operation, thin_id};
 use crate::error::Error;
-use crate::log::{IntentLog, log_error};
+use crate::log::{Durable, IntentLog, log_error};
 use crate::metadata::{Change, Metadata};
 use crate::units::{DataBlock, ThinId};
 
@@ -105,12 +105,13 @@ impl Writer {
 
     /// One transaction: changed mappings, none younger than `time`, then the control operation;
     /// durable when this returns success. The data store must have been synced after the changes
-    /// were collected. After an error the metadata is in an unknown state, and the last commit
+    /// were collected, and the records of `durable` made, in the generation that this commit does not end. After an error the metadata is in an unknown state, and the last commit
     /// stands.
     pub(crate) fn commit(
         &mut self,
         changes: &[(ThinId, Vec<Change>)],
         time: u32,
+        durable: Durable,
         control: Option<Control>,
     ) -> Result<Done, Error> {
         let mut outcome = Ok(());
@@ -138,7 +139,7 @@ impl Writer {
             }
         }
         self.metadata
-            .commit(|superblock| self.log.prepare(superblock))?;
+            .commit(|superblock| self.log.prepare(superblock, durable))?;
         self.log.note_announced(self.metadata.superblock().has_log);
         let freed = self.metadata.transaction().take_freed();
         if self.catalog.wants_compaction(self.lines) {

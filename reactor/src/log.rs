@@ -17,7 +17,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The largest log that is read.
 const LOG_SIZE_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
-/// An intent log in an ordinary file. It is never synced: the page cache outlives the process.
+/// An intent log in an ordinary file.
 pub struct FileLog {
     path: PathBuf,
     incarnation: String,
@@ -62,6 +62,26 @@ fn disk_sequence(path: &Path) -> Option<String> {
     Some(sequence.ok()?.trim().to_owned())
 }
 
+impl FileLog {
+    /// The log that was created last, or else the one there is.
+    fn file(&self) -> io::Result<Arc<File>> {
+        if let Some(file) = &*self.file.read() {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(File::options().write(true).open(&self.path)?);
+        *self.file.write() = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let directory = self
+            .path
+            .parent()
+            .filter(|path| !path.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
 impl LogStore for FileLog {
     fn load(&self) -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(&self.path) {
@@ -83,7 +103,9 @@ impl LogStore for FileLog {
                 Err(cause) if !(has_old && is_full(&cause)) => Err(cause),
                 _ => Ok(file),
             })
+            .and_then(|file| file.sync_all().map(|()| file))
             .and_then(|file| fs::rename(&temporary, &self.path).map(|()| file))
+            .and_then(|file| self.sync_directory().map(|()| file))
             .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
         match allocate(&file, len) {
             // A write to the log that lacks space will fail then, and so what it is about.
@@ -95,10 +117,11 @@ impl LogStore for FileLog {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        match &*self.file.read() {
-            Some(file) => file.write_all_at(bytes, at),
-            None => Err(io::Error::other("there is none")),
-        }
+        self.file()?.write_all_at(bytes, at)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file()?.sync_data()
     }
 
     fn remove(&self) -> io::Result<()> {
@@ -156,10 +179,13 @@ mod tests {
         log.create(b"first", 100).unwrap();
         log.create(b"second", 100).unwrap();
         log.write(90, b"end").unwrap();
+        log.sync().unwrap();
         let next = FileLog::new(&path, &[directory.path()]).unwrap();
         let content = next.load().unwrap().unwrap();
         assert_eq!((content.len(), &content[..6]), (100, &b"second"[..]));
         assert_eq!(&content[88..94], b"\0\0end\0");
+        next.write(0, b"S").unwrap();
+        assert_eq!(&log.load().unwrap().unwrap()[..6], b"Second");
         assert_eq!(next.incarnation(), log.incarnation());
         assert!(log.incarnation().len() >= 36 && log.incarnation().len() <= 128);
         log.remove().unwrap();

@@ -80,10 +80,10 @@ fn a_discard_below_a_write_that_was_left_out_stays() {
     scene.spoil();
     block_on(scene.a().discard(second, BLOCK as u64, false)).unwrap();
     block_on(scene.a().write(second, &[3; SUB_BLOCK], false)).unwrap();
-    let flushed = block_on(scene.a().flush());
+    let committed = block_on(scene.pool.commit());
     assert!(
-        matches!(flushed, Err(Error::NotDurable { .. })),
-        "{flushed:?}"
+        matches!(committed, Err(Error::NotCommitted { .. })),
+        "{committed:?}"
     );
     scene.expect_after_kill(AFTER_DISCARD);
 }
@@ -98,15 +98,15 @@ fn a_discard_that_was_left_out_stays_below_a_later_write() {
         scene.spoil();
         block_on(a.discard(second, BLOCK as u64, false)).unwrap();
         scene.machine.power.set_pauses(3);
-        let flush = async {
-            let _is_refused = a.flush().await;
+        let commit = async {
+            let _is_refused = scene.pool.commit().await;
         };
         let mut is_written = false;
         let write = async {
             // Refused when it comes after the commit.
             is_written = a.write(second, &[3; SUB_BLOCK], false).await.is_ok();
         };
-        let tasks: Vec<Task<'_>> = vec![Box::pin(flush), Box::pin(write)];
+        let tasks: Vec<Task<'_>> = vec![Box::pin(commit), Box::pin(write)];
         run(tasks, &mut prng);
         let written = if is_written { AFTER_DISCARD.len() } else { 2 };
         scene.expect_after_kill(&AFTER_DISCARD[..written]);
@@ -604,7 +604,7 @@ fn a_pool_is_closed_while_a_volume_is_left_out() {
     scene.spoil();
     let closed = block_on(scene.pool.close());
     assert!(
-        matches!(closed, Err(Error::NotDurable { .. })),
+        matches!(closed, Err(Error::NotCommitted { .. })),
         "{closed:?}"
     );
     let next = scene.killed();
@@ -637,8 +637,7 @@ fn what_a_mapping_was_made_over_is_kept_when_it_is_left_out() {
         };
         *over_two.lock() += 1;
         next.power.set_faults([Fault::lasting(Io::DataRead)]);
-        let a = pool.open_device(&name("a")).unwrap();
-        assert!(block_on(a.flush()).is_err());
+        assert!(block_on(pool.commit()).is_err());
         next.power.set_faults([]);
         let last = next.after_kill(&mut prng);
         expect_kept_under_pressure(&last.open().unwrap());

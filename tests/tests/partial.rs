@@ -48,15 +48,15 @@ impl Unreadable {
             a,
             b,
         };
-        unreadable.expect_not_durable();
+        unreadable.expect_not_committed();
         unreadable
     }
 
-    fn expect_not_durable(&self) {
-        let flushed = block_on(self.a.flush());
+    fn expect_not_committed(&self) {
+        let committed = block_on(self.pool.commit());
         assert!(
-            matches!(flushed, Err(Error::NotDurable { .. })),
-            "{flushed:?}"
+            matches!(committed, Err(Error::NotCommitted { .. })),
+            "{committed:?}"
         );
         assert_eq!(self.pool.status().mode, Mode::Write);
     }
@@ -75,18 +75,19 @@ fn what_cannot_be_filled_in_harms_its_volume_alone() {
     block_on(run.b.write(0, &[3; BLOCK], false)).unwrap();
     block_on(run.b.flush()).unwrap();
     block_on(run.pool.create_snapshots(vec![new("b@s")])).unwrap();
-    run.expect_not_durable();
+    block_on(run.a.flush()).unwrap();
+    run.expect_not_committed();
     let snapshot = block_on(run.pool.create_snapshots(vec![new("a@t")]));
     assert_eq!(snapshot.unwrap_err().kind(), ErrorKind::Io);
     let more = block_on(run.a.write(2 * BLOCK as u64, &[4; BLOCK], false));
-    assert!(matches!(more, Err(Error::NotDurable { .. })), "{more:?}");
+    assert!(matches!(more, Err(Error::NotCommitted { .. })), "{more:?}");
     let closed = block_on(run.pool.close());
     assert!(
-        matches!(closed, Err(Error::NotDurable { .. })),
+        matches!(closed, Err(Error::NotCommitted { .. })),
         "{closed:?}"
     );
-    // The last commit stands.
-    run.expect_survives(&[(1, BLOCK)]);
+    // The log has what the last commit lacks.
+    run.expect_survives(&[(2, SUB_BLOCK), (1, BLOCK - SUB_BLOCK), (2, SUB_BLOCK)]);
 }
 
 #[test]
@@ -146,10 +147,10 @@ fn what_a_commit_has_left_out_and_nobody_maps_comes_back() {
             let second = BLOCK as u64;
             run.a.discard(second, BLOCK as u64, false).await.unwrap();
         };
-        let flush = async {
-            let _may_come_too_early = run.a.flush().await;
+        let commit = async {
+            let _may_come_too_early = run.pool.commit().await;
         };
-        let tasks: Vec<Task<'_>> = vec![Box::pin(discard), Box::pin(flush)];
+        let tasks: Vec<Task<'_>> = vec![Box::pin(discard), Box::pin(commit)];
         tests::executor::run(tasks, &mut prng);
         assert_eq!(run.pool.status().partial_blocks, 1, "the first one");
         run.machine.power.set_faults([]);

@@ -131,6 +131,10 @@ impl DataIo for GatedIo {
         self.file.sync().await
     }
 
+    fn sync_at_opening(&self) -> io::Result<()> {
+        self.file.sync_at_opening()
+    }
+
     fn size(&self) -> io::Result<u64> {
         self.file.size()
     }
@@ -217,7 +221,7 @@ impl PoolFiles {
 
     /// What would be found if the machine stopped now, the page cache being kept.
     pub fn copy_to(&self, directory: &Path) -> PoolFiles {
-        for name in ["metadata", "data", "catalog"] {
+        for name in ["metadata", "data", "catalog", "log"] {
             std::fs::copy(self.0.join(name), directory.join(name)).unwrap();
         }
         PoolFiles(directory.to_owned())

@@ -1,6 +1,6 @@
 //! Finding the records to be replayed.
 
-use super::record::{Entry, Record, Slot, VOID};
+use super::record::{Durable, Entry, RECORD_BYTES, Record, Slot, is_void};
 use super::store::LogStore;
 use crate::error::Error;
 use crate::superblock::Superblock;
@@ -10,8 +10,8 @@ use crate::superblock::Superblock;
 pub(crate) struct Loaded {
     /// What to do again, in order.
     pub(crate) records: Vec<Record>,
-    /// Whether there should be some, and what there is cannot be used.
-    pub(crate) is_lost: bool,
+    /// Whether there may have been more, which nobody has flushed and which cannot be used.
+    pub(crate) is_cut: bool,
 }
 
 /// Reads the log, as it belongs to a superblock.
@@ -20,55 +20,150 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
         what: "reading the intent log".into(),
         source,
     };
-    let content = store.load().map_err(failed)?.unwrap_or_default();
-    let incarnation = store.incarnation();
-    let entries = [0, 1].map(|page| Entry::decode(&content, page));
-    let valid = |entry: &Entry| entry.incarnation == incarnation;
-    let entries: Vec<Entry> = entries.into_iter().flatten().filter(valid).collect();
-    let is_void = entries.iter().any(|entry| entry.generation == VOID);
-    if entries.is_empty() || is_void {
-        return Ok(Loaded {
-            records: Vec::new(),
-            is_lost: superblock.has_log,
-        });
+    let damaged = |reason: &str| Error::Log {
+        reason: reason.into(),
+    };
+    let found = store.load().map_err(failed)?;
+    if found.is_none() && superblock.has_log {
+        return Err(damaged("it is not there"));
     }
+    let content = found.unwrap_or_default();
+    let entries = [0, 1].map(|page| Entry::decode(&content, page));
+    let image = Entry::superblock(&superblock.block());
+    let of_superblock = entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.superblock == image);
+    let mut entries: Vec<Entry> = of_superblock.collect();
+    // The latest first. There are two when a commit had nothing to write but its entry.
+    entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.durable.generation));
+    let Some(latest) = entries.first() else {
+        // Whoever wants to go on without it leaves an empty one; and nothing was recorded before a superblock
+        // that says so.
+        if content.is_empty() || !superblock.has_log {
+            return Ok(Loaded {
+                records: Vec::new(),
+                is_cut: superblock.has_log,
+            });
+        }
+        return Err(damaged(
+            "it belongs to other metadata than what is there now",
+        ));
+    };
+    let is_void = is_void(&content).map_err(damaged)?;
+    let is_whole = latest.incarnation == store.incarnation() && !is_void;
+    let records = if is_whole {
+        all_records(&content, latest)?
+    } else {
+        flushed_records(&content, &entries)?
+    };
     Ok(Loaded {
-        records: replayable(&content, &entries, superblock)?,
-        is_lost: false,
+        records,
+        is_cut: superblock.has_log && !is_whole,
     })
 }
 
-fn replayable(
-    content: &[u8],
-    entries: &[Entry],
-    superblock: &Superblock,
-) -> Result<Vec<Record>, Error> {
-    let image = Entry::superblock(&superblock.block());
-    let of_superblock = entries.iter().filter(|entry| entry.superblock == image);
-    let Some(entry) = of_superblock.max_by_key(|entry| entry.generation) else {
-        // Nothing was recorded before a superblock that says so.
-        if !superblock.has_log {
-            return Ok(Vec::new());
-        }
-        return Err(Error::Log {
-            reason: "it belongs to other metadata than what is there now".into(),
-        });
-    };
-    let first = entry.generation;
+/// Every record that a superblock lacks.
+fn all_records(content: &[u8], entry: &Entry) -> Result<Vec<Record>, Error> {
+    let first = entry.durable.generation;
     let mut records = Vec::new();
     for generation in [first, first.saturating_add(1)] {
-        for (slot, bytes) in entry.layout.area(content, generation).iter().enumerate() {
-            let damaged = |what: &str| Error::Log {
-                reason: format!("slot {slot} of generation {generation}: {what}"),
-            };
+        let area = Area { generation, first };
+        area.read(entry.layout.area(content, generation), &mut records)?;
+    }
+    Ok(records)
+}
+
+/// A marker that was being synced may be there before what it says is, and so may an entry for a superblock
+/// that was there before: nobody relied on them.
+const INCOMPLETE_MAX: usize = 2;
+
+/// The records that are durable, by the latest account that is complete.
+fn flushed_records(content: &[u8], entries: &[Entry]) -> Result<Vec<Record>, Error> {
+    let key = |durable: &Durable| (durable.generation, durable.filled.slots);
+    let marked = Durable::marked(content).map_err(|what| Error::Log {
+        reason: what.into(),
+    })?;
+    let mut accounts = Vec::new();
+    for entry in entries {
+        // What an entry says is the least: a commit has carried records to there.
+        let later = marked
+            .iter()
+            .filter(|marked| key(marked) > key(&entry.durable));
+        accounts.extend(
+            later
+                .chain([&entry.durable])
+                .map(|durable| (entry, durable)),
+        );
+    }
+    accounts.sort_by_key(|(_, durable)| std::cmp::Reverse(key(durable)));
+    let alike = accounts.chunk_by(|(_, one), (_, next)| one == next);
+    for (entry, durable) in alike.take(INCOMPLETE_MAX + 1).flatten() {
+        if let Some(records) = durable_records(content, entry, durable)? {
+            return Ok(records);
+        }
+    }
+    Err(Error::Log {
+        reason: "flushed records are missing".into(),
+    })
+}
+
+/// The records that are durable by this account; none if some of them were never written.
+fn durable_records(
+    content: &[u8],
+    entry: &Entry,
+    durable: &Durable,
+) -> Result<Option<Vec<Record>>, Error> {
+    let first = entry.durable.generation;
+    if durable.generation > first.saturating_add(1) {
+        return Err(Error::Log {
+            reason: "it belongs to a later commit than that of the metadata".into(),
+        });
+    }
+    let mut records = Vec::new();
+    for generation in [first, first.saturating_add(1)] {
+        let area = Area { generation, first };
+        let of_it = durable.of(generation, first);
+        let slots = entry.layout.area(content, generation);
+        let slots = usize::try_from(of_it.slots)
+            .ok()
+            .and_then(|count| slots.get(..count))
+            .ok_or_else(|| area.damaged("it is shorter than what was flushed"))?;
+        let before = records.len();
+        area.read(slots, &mut records)?;
+        // One more may be there: its daemon has not heard that it was written.
+        if ((records.len() - before) as u64) < of_it.records {
+            return Ok(None);
+        }
+    }
+    Ok(Some(records))
+}
+
+/// A generation whose slots are read.
+struct Area {
+    generation: u64,
+    /// The first generation that is replayed.
+    first: u64,
+}
+
+impl Area {
+    fn read(&self, slots: &[[u8; RECORD_BYTES]], records: &mut Vec<Record>) -> Result<(), Error> {
+        for (slot, bytes) in slots.iter().enumerate() {
+            let damaged = |what: &str| self.damaged(&format!("slot {slot}: {what}"));
             match Record::decode(bytes).map_err(damaged)? {
-                Slot::Full(found, record) if found == generation => records.push(record),
+                Slot::Full(found, record) if found == self.generation => records.push(record),
                 // Left over from before.
-                Slot::Full(found, _) if found < first => {}
+                Slot::Full(found, _) if found < self.first => {}
                 Slot::Full(_, _) => return Err(damaged("it is of a generation yet to come")),
                 Slot::Empty => {}
             }
         }
+        Ok(())
     }
-    Ok(records)
+
+    fn damaged(&self, what: &str) -> Error {
+        Error::Log {
+            reason: format!("generation {}: {what}", self.generation),
+        }
+    }
 }

@@ -6,15 +6,18 @@
 //!              4    1 kind: 1 map,                   4    4 zero
 //!                     2 own, 3 unmap                 8    8 magic
 //!              5    3 zero                          16    8 slots in an area
-//!              8    8 generation                    24    8 generation
-//!             16    4 thin id                       32  128 incarnation, zero padded
-//!             20    4 time (map)                   160  504 superblock, its first two fields left out
+//!              8    8 generation                    24   40 what is durable
+//!             16    4 thin id                       64  128 incarnation, zero padded
+//!             20    4 time (map)                   192  504 superblock, its first two fields left out
 //!             24    8 virtual block
-//!             32    8 data block (map, own)
-//!             40    8 owned sub-blocks (map, own)
-//!             48    8 what the others show (map): a
-//!                     data block + 1, 0 for a hole
-//!             56    8 zero
+//!             32    8 data block (map, own)     marker: offset size field
+//!             40    8 owned sub-blocks (map, own)     0    4 checksum, over 4..64
+//!             48    8 what the others show (map): a   4    4 zero
+//!                     data block + 1, 0 for a hole    8    8 magic
+//!             56    8 zero                           16   40 what is durable
+//!                                                    56    8 zero
+//! what is durable: generation, slots and records of it, slots and records of the one before
+//! note of a void log: as a marker, with another magic, and nothing durable
 //! ```
 
 use metadata_btree::Block;
@@ -26,14 +29,19 @@ use crate::units::{DataBlock, ThinId, VirtualBlock};
 /// Owning every sub-block, however many there are.
 pub(crate) const WHOLE: u64 = u64::MAX;
 
-const RECORD_BYTES: usize = 64;
+pub(super) const RECORD_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
 const ENTRY_BYTES: usize = 1024;
 const INCARNATION_BYTES: usize = 128;
-const MAGIC: u64 = u64::from_le_bytes(*b"thinlog1");
+const DURABLE_BYTES: usize = 40;
+const MAGIC: u64 = u64::from_le_bytes(*b"thinlog2");
+const MARKER_MAGIC: u64 = u64::from_le_bytes(*b"thinmark");
+const VOID_MAGIC: u64 = u64::from_le_bytes(*b"thinvoid");
 
-/// In place of a generation: data that the log maps may be lost.
-pub(super) const VOID: u64 = 0;
+/// Pages of the log: two for entries, two for markers, one for the note that it is void.
+const HEAD_PAGES: usize = 5;
+const MARKER_PAGE: usize = 2;
+const VOID_PAGE: usize = 4;
 
 /// The most slots that are believed.
 const SLOTS_LIMIT: u64 = 1 << 24;
@@ -168,7 +176,8 @@ impl Layout {
     /// The position of a slot in the area of a generation.
     pub(super) fn position(self, generation: u64, slot: u64) -> usize {
         let records = (generation % 2) * self.slots + slot;
-        2 * PAGE_BYTES + usize::try_from(records).unwrap_or(usize::MAX / 128) * RECORD_BYTES
+        HEAD_PAGES * PAGE_BYTES
+            + usize::try_from(records).unwrap_or(usize::MAX / 128) * RECORD_BYTES
     }
 
     /// Bytes in all.
@@ -184,12 +193,120 @@ impl Layout {
     }
 }
 
-/// What is to be replayed with a superblock.
+/// How much of a generation's area is in use.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Filled {
+    /// Slots that were taken, from the first on.
+    pub(crate) slots: u64,
+    /// Records that were written to them. A slot stays empty when that failed, or the daemon died.
+    pub(crate) records: u64,
+}
+
+/// What of the log a power cut leaves, and of the data that it maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Durable {
+    /// The last generation of which there is something.
+    pub(crate) generation: u64,
+    /// What there is of it.
+    pub(crate) filled: Filled,
+    /// All of the generation before.
+    pub(crate) before: Filled,
+}
+
+impl Durable {
+    /// What is durable of a generation, when the superblock lacks all from `first` on.
+    pub(super) fn of(&self, generation: u64, first: u64) -> Filled {
+        if generation < first {
+            Filled::default()
+        } else if generation == self.generation {
+            self.filled
+        } else if generation.checked_add(1) == Some(self.generation) {
+            self.before
+        } else {
+            Filled::default()
+        }
+    }
+
+    fn encode(&self) -> [u8; DURABLE_BYTES] {
+        let mut bytes = [0; DURABLE_BYTES];
+        put(&mut bytes, 0, &self.generation.to_le_bytes());
+        put(&mut bytes, 8, &self.filled.slots.to_le_bytes());
+        put(&mut bytes, 16, &self.filled.records.to_le_bytes());
+        put(&mut bytes, 24, &self.before.slots.to_le_bytes());
+        put(&mut bytes, 32, &self.before.records.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        Durable {
+            generation: u64_at(bytes, 0),
+            filled: Filled {
+                slots: u64_at(bytes, 8),
+                records: u64_at(bytes, 16),
+            },
+            before: Filled {
+                slots: u64_at(bytes, 24),
+                records: u64_at(bytes, 32),
+            },
+        }
+    }
+
+    /// It as a marker, one of the two in turn; and where that belongs.
+    pub(super) fn marker(&self, turn: u64) -> (u64, [u8; RECORD_BYTES]) {
+        let page = MARKER_PAGE as u64 + turn % 2;
+        (
+            page * PAGE_BYTES as u64,
+            marker(MARKER_MAGIC, &self.encode()),
+        )
+    }
+
+    /// What the markers say that were written, two at most.
+    pub(super) fn marked(content: &[u8]) -> Result<Vec<Durable>, &'static str> {
+        let pages = MARKER_PAGE..MARKER_PAGE + 2;
+        let markers = pages.map(|page| marker_in(content, page, MARKER_MAGIC));
+        let markers = markers.filter_map(Result::transpose);
+        markers.map(|marker| Ok(Durable::decode(marker?))).collect()
+    }
+}
+
+/// The note that of a log only what is durable may be used, and where it belongs.
+pub(super) fn void_note() -> (u64, [u8; RECORD_BYTES]) {
+    let at = (VOID_PAGE * PAGE_BYTES) as u64;
+    (at, marker(VOID_MAGIC, &[0; DURABLE_BYTES]))
+}
+
+/// Whether a log has that note.
+pub(super) fn is_void(content: &[u8]) -> Result<bool, &'static str> {
+    Ok(marker_in(content, VOID_PAGE, VOID_MAGIC)?.is_some())
+}
+
+fn marker(magic: u64, durable: &[u8; DURABLE_BYTES]) -> [u8; RECORD_BYTES] {
+    let mut bytes = [0; RECORD_BYTES];
+    put(&mut bytes, 8, &magic.to_le_bytes());
+    put(&mut bytes, 16, durable);
+    seal(&mut bytes);
+    bytes
+}
+
+/// What a marker says, if it was ever written. It lies in one sector: a power cut does not damage it.
+fn marker_in(content: &[u8], page: usize, magic: u64) -> Result<Option<&[u8]>, &'static str> {
+    let place = page * PAGE_BYTES..page * PAGE_BYTES + RECORD_BYTES;
+    let bytes = content.get(place).ok_or("it is too short")?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    if !is_sealed(bytes) || u64_at(bytes, 8) != magic {
+        return Err("a marker in it is damaged");
+    }
+    Ok(Some(&bytes[16..16 + DURABLE_BYTES]))
+}
+
+/// What is to be replayed with a superblock: its generation, and all after it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
     pub(super) layout: Layout,
-    /// The first generation that the superblock lacks; [`VOID`] when nothing may be replayed.
-    pub(super) generation: u64,
+    /// What is durable of what the superblock lacks.
+    pub(super) durable: Durable,
     /// Where and when it was written.
     pub(super) incarnation: String,
     /// The superblock's first sector, without checksum and flags.
@@ -210,11 +327,11 @@ impl Entry {
         let mut bytes = vec![0; PAGE_BYTES];
         put(&mut bytes, 8, &MAGIC.to_le_bytes());
         put(&mut bytes, 16, &self.layout.slots.to_le_bytes());
-        put(&mut bytes, 24, &self.generation.to_le_bytes());
+        put(&mut bytes, 24, &self.durable.encode());
         let incarnation = self.incarnation.as_bytes();
         let length = incarnation.len().min(INCARNATION_BYTES);
-        put(&mut bytes, 32, &incarnation[..length]);
-        put(&mut bytes, 160, &self.superblock);
+        put(&mut bytes, 64, &incarnation[..length]);
+        put(&mut bytes, 192, &self.superblock);
         seal(&mut bytes[..ENTRY_BYTES]);
         bytes
     }
@@ -226,13 +343,13 @@ impl Entry {
             return None;
         }
         let slots = u64_at(bytes, 16);
-        let incarnation = bytes[32..32 + INCARNATION_BYTES].split(|byte| *byte == 0);
+        let incarnation = bytes[64..64 + INCARNATION_BYTES].split(|byte| *byte == 0);
         let incarnation = str::from_utf8(incarnation.into_iter().next()?).ok()?;
         (slots <= SLOTS_LIMIT).then(|| Entry {
             layout: Layout { slots },
-            generation: u64_at(bytes, 24),
+            durable: Durable::decode(&bytes[24..]),
             incarnation: incarnation.to_owned(),
-            superblock: bytes[160..160 + SUPERBLOCK.len()].to_vec(),
+            superblock: bytes[192..192 + SUPERBLOCK.len()].to_vec(),
         })
     }
 }
@@ -265,6 +382,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DURABLE: Durable = Durable {
+        generation: 4,
+        filled: Filled {
+            slots: 3,
+            records: 2,
+        },
+        before: Filled {
+            slots: 7,
+            records: 6,
+        },
+    };
 
     fn record(intent: Intent) -> Record {
         Record {
@@ -324,7 +453,7 @@ mod tests {
     fn an_entry_comes_back_whole_or_not_at_all() {
         let entry = Entry {
             layout: Layout { slots: 12 },
-            generation: 4,
+            durable: DURABLE,
             incarnation: "here and now".to_owned(),
             superblock: vec![7; SUPERBLOCK.len()],
         };
@@ -334,5 +463,34 @@ mod tests {
         assert_eq!(Entry::decode(&content[..100], 0), None);
         content[200] ^= 1;
         assert_eq!(Entry::decode(&content, 0), None);
+    }
+
+    #[test]
+    fn markers_come_back_in_turn() {
+        let mut content = vec![0; HEAD_PAGES * PAGE_BYTES];
+        assert_eq!(Durable::marked(&content), Ok(Vec::new()));
+        let later = Durable {
+            generation: 5,
+            ..DURABLE
+        };
+        for (turn, durable) in [(6, DURABLE), (7, later)] {
+            let (at, bytes) = durable.marker(turn);
+            put(&mut content, usize::try_from(at).unwrap_or(0), &bytes);
+        }
+        assert_eq!(Durable::marked(&content), Ok(vec![DURABLE, later]));
+        content[MARKER_PAGE * PAGE_BYTES + 20] ^= 1;
+        assert!(Durable::marked(&content).is_err());
+        assert_eq!(is_void(&content), Ok(false));
+        let (at, bytes) = void_note();
+        put(&mut content, usize::try_from(at).unwrap_or(0), &bytes);
+        assert_eq!(is_void(&content), Ok(true));
+    }
+
+    #[test]
+    fn of_each_generation_something_else_is_durable() {
+        assert_eq!(DURABLE.of(4, 3), DURABLE.filled);
+        assert_eq!(DURABLE.of(3, 3), DURABLE.before);
+        assert_eq!(DURABLE.of(3, 4), Filled::default(), "the superblock has it");
+        assert_eq!(DURABLE.of(5, 4), Filled::default());
     }
 }

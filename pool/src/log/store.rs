@@ -2,21 +2,25 @@
 
 use std::io;
 
-/// A file whose writes outlive the process that made them, though perhaps not the machine. Calls may
-/// block.
+/// A file whose writes outlive the process that made them, and after a sync the machine's power, too.
+/// Calls may block.
 pub trait LogStore: Send + Sync + 'static {
     /// The whole content; none when there is no log.
     fn load(&self) -> io::Result<Option<Vec<u8>>>;
 
     /// Replaces the log, all or nothing, by one that begins with `content` and has space for `len`
-    /// bytes, of which the others read as zeros.
+    /// bytes, of which the others read as zeros. Durable.
     fn create(&self, content: &[u8], len: u64) -> io::Result<()>;
 
-    /// Writes to the log that was created last. What was not written in whole when the process died
-    /// was not written at all.
+    /// Writes to the log there is. What was not written in whole when the process died was not written
+    /// at all; of what was not synced when the power went, any sectors may be there.
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Removes the log.
+    /// Makes every write durable that was made before the call. After a failure it is not known of any of
+    /// them, later calls notwithstanding.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Removes the log, which may come back if the power goes.
     fn remove(&self) -> io::Result<()>;
 
     /// What stays equal as long as nothing written, here or to the stores, can have been lost unnoticed:

@@ -2,7 +2,7 @@
 //!
 //! Every request holds the current epoch from before it looks a block up until its data I/O is
 //! done; writes pass their device's gate as well. What they share is here: looking a chunk of
-//! mappings up, changing a mapping, flushing.
+//! mappings up, changing a mapping.
 
 mod fill;
 mod read;
@@ -27,23 +27,6 @@ use crate::units::VirtualBlock;
 pub use read::ReadPiece;
 
 impl<H: Host> Pool<H> {
-    pub(crate) async fn flush(
-        self: &Arc<Self>,
-        device: &Arc<Device<H::Data>>,
-    ) -> Result<(), Error> {
-        self.check_readable()?;
-        let number = device.durable_with.load(Ordering::SeqCst);
-        // A commit that has begun may have synced the data store already, before what completed
-        // since then in place; one that begins from now on will not.
-        let has_started = self.commits.has_started(number);
-        self.commit_through(number).await?;
-        device.check_covered(number)?;
-        if has_started {
-            self.sync_data().await?;
-        }
-        Ok(())
-    }
-
     /// The chunk with a block's mapping, loaded if need be.
     async fn chunk(
         self: &Arc<Self>,
@@ -74,7 +57,7 @@ impl<H: Host> Pool<H> {
         drop(recording);
         if let Some(block) = replaced.never_collected {
             self.forget_partial(device, block);
-            self.epochs.retire(vec![block]);
+            self.supersede([block]);
         }
         Ok(())
     }
@@ -93,7 +76,9 @@ impl<H: Host> Pool<H> {
             at,
             intent,
         };
-        let appended = recording.append(&record).map_err(log_error);
+        let appended = recording
+            .append(&record, &device.last_record)
+            .map_err(log_error);
         if let Err(cause) = &appended
             && !cause.is_full()
         {
@@ -102,7 +87,7 @@ impl<H: Host> Pool<H> {
         appended
     }
 
-    /// Changes a mapping in memory and notes which commit will make it durable, if one can.
+    /// Changes a mapping in memory and notes that a commit has to take it, if one can.
     pub(crate) fn set(
         &self,
         device: &Device<H::Data>,
@@ -113,8 +98,6 @@ impl<H: Host> Pool<H> {
     ) -> Replaced {
         let replaced = device.chunks.set(chunk, block, mapping, |is_first| {
             if can_commit {
-                let next = self.commits.next();
-                device.durable_with.fetch_max(next, Ordering::SeqCst);
                 self.backlog.add(is_first);
             }
         });

@@ -44,7 +44,7 @@ impl<H: Host> Pool<H> {
         while next < blocks.end {
             if self.backlog.left_out() >= self.log.records_max() {
                 // What cannot be committed must not pile up.
-                device.check_covered(0)?;
+                device.check_covered()?;
             }
             let end = blocks
                 .end

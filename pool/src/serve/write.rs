@@ -111,11 +111,8 @@ impl<H: Host> Pool<H> {
         mut payload: Payload<'_>,
         durable: bool,
     ) -> Result<(), Error> {
-        // With nothing uncommitted, writes in place can become durable by themselves.
-        let settled = || {
-            self.commits
-                .is_complete(device.durable_with.load(Ordering::SeqCst))
-        };
+        // With no record that is not durable, writes in place can become durable by themselves.
+        let settled = || self.log.covers(&device.last_record);
         let alone = durable && settled();
         let mut in_place = true;
         while range.start < range.end {
@@ -275,7 +272,7 @@ impl<H: Host> Pool<H> {
         payload: Payload<'_>,
     ) -> Result<(), Stopped> {
         // What cannot be committed must not pile up.
-        device.check_covered(0)?;
+        device.check_covered()?;
         self.check_metadata_space()?;
         let Some(_permit) = self.permit_change() else {
             self.log.check_space()?;

@@ -128,6 +128,19 @@ impl DataIo for SimDisk {
         Ok(())
     }
 
+    fn sync_at_opening(&self) -> io::Result<()> {
+        let mut image = self.image.lock();
+        let covered = image.writes();
+        if let Verdict::Fail(cause) = self.power.begin(Io::DataSync) {
+            if !self.power.is_off() {
+                image.lose(covered, &mut self.power.fork());
+            }
+            return Err(cause);
+        }
+        image.sync(covered);
+        Ok(())
+    }
+
     fn size(&self) -> io::Result<u64> {
         Ok(self.image.lock().len())
     }

@@ -1,5 +1,5 @@
-//! The intent log's file. A write outlives the process whole or not at all; of what a power cut leaves
-//! nothing is said, and the pool must not ask.
+//! The intent log's file. A write outlives the process whole or not at all; of what was not synced a power cut
+//! leaves any sectors.
 
 use std::io;
 use std::sync::Arc;
@@ -7,8 +7,29 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pool::LogStore;
 
-use super::image::to_usize;
+use super::image::{Image, Shape};
 use super::power::{Io, Power, Verdict};
+use crate::prng::Prng;
+
+/// What there is on the medium and in the page cache.
+#[derive(Clone, Default)]
+pub(super) struct LogFile {
+    image: Option<Image>,
+    /// Removed, but perhaps not on the medium.
+    removed: Option<Image>,
+}
+
+impl LogFile {
+    /// What a power cut leaves.
+    pub(super) fn after_cut(&self, shape: Shape, prng: &mut Prng) -> LogFile {
+        let removed = self.removed.as_ref().filter(|_| prng.chance(50));
+        let left = self.image.as_ref().or(removed);
+        LogFile {
+            image: left.map(|image| image.after_cut(shape, prng)),
+            removed: None,
+        }
+    }
+}
 
 /// The log's file. Clones share the same content.
 #[derive(Clone)]
@@ -16,36 +37,46 @@ pub struct SimLog {
     power: Arc<Power>,
     /// How often the machine was started.
     boot: u64,
-    content: Arc<Mutex<Option<Vec<u8>>>>,
+    file: Arc<Mutex<LogFile>>,
 }
 
 impl SimLog {
-    pub(super) fn new(power: Arc<Power>, boot: u64, content: Option<Vec<u8>>) -> Self {
+    pub(super) fn new(power: Arc<Power>, boot: u64, file: LogFile) -> Self {
         SimLog {
             power,
             boot,
-            content: Arc::new(Mutex::new(content)),
+            file: Arc::new(Mutex::new(file)),
         }
+    }
+
+    pub(super) fn file(&self) -> LogFile {
+        self.file.lock().clone()
     }
 
     /// Its content now; none when there is no log.
     pub fn content(&self) -> Option<Vec<u8>> {
-        self.content.lock().clone()
+        self.file.lock().image.as_ref().map(Image::to_bytes)
     }
 
-    /// Replaces its content.
+    /// Replaces its content, durably.
     pub fn set_content(&self, content: Option<Vec<u8>>) {
-        *self.content.lock() = content;
+        *self.file.lock() = LogFile {
+            image: content.map(|content| image(&content, content.len() as u64)),
+            removed: None,
+        };
     }
 
     /// Decides about a write, and whether it happens. One that fails may have, unless its daemon was
-    /// dead already.
+    /// dead already, or there was no space for it.
     fn begin_write(&self) -> (Verdict, bool) {
         let was_alive = !self.power.is_off();
         let verdict = self.power.begin(Io::LogWrite);
-        let happens = match verdict {
+        let happens = match &verdict {
             Verdict::Go => true,
-            Verdict::Fail(_) => was_alive && self.power.up_to(1) == 1,
+            Verdict::Fail(cause) => {
+                let is_full = cause.kind() == io::ErrorKind::StorageFull;
+                was_alive && !is_full && self.power.up_to(1) == 1
+            }
         };
         (verdict, happens)
     }
@@ -56,51 +87,74 @@ impl SimLog {
     }
 }
 
+fn image(content: &[u8], len: u64) -> Image {
+    let mut image = Image::new(len, 0);
+    image.write(0, content, false);
+    image.sync(image.writes());
+    image
+}
+
+fn outcome(verdict: Verdict) -> io::Result<()> {
+    match verdict {
+        Verdict::Fail(cause) => Err(cause),
+        Verdict::Go => Ok(()),
+    }
+}
+
 impl LogStore for SimLog {
     fn load(&self) -> io::Result<Option<Vec<u8>>> {
-        match self.power.begin(Io::LogLoad) {
-            Verdict::Fail(cause) => Err(cause),
-            Verdict::Go => Ok(self.content()),
-        }
+        outcome(self.power.begin(Io::LogLoad)).map(|()| self.content())
     }
 
     fn create(&self, content: &[u8], len: u64) -> io::Result<()> {
         let (verdict, happens) = self.begin_write();
         if happens {
-            let mut all = content.to_vec();
-            all.resize(to_usize(len), 0);
-            self.set_content(Some(all));
+            *self.file.lock() = LogFile {
+                image: Some(image(content, len)),
+                removed: None,
+            };
         }
-        match verdict {
-            Verdict::Fail(cause) => Err(cause),
-            Verdict::Go => Ok(()),
-        }
+        outcome(verdict)
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let (verdict, happens) = self.begin_write();
         if happens {
-            let mut content = self.content.lock();
-            let Some(content) = &mut *content else {
+            let mut file = self.file.lock();
+            let Some(image) = &mut file.image else {
                 return Err(io::Error::other("there is no log"));
             };
-            content[to_usize(at)..to_usize(at) + bytes.len()].copy_from_slice(bytes);
+            image.write(at, bytes, false);
         }
+        outcome(verdict)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut file = self.file.lock();
+        let Some(image) = &mut file.image else {
+            return Err(io::Error::other("there is no log"));
+        };
+        let covered = image.writes();
+        let verdict = self.power.begin(Io::LogSync);
         match verdict {
-            Verdict::Fail(cause) => Err(cause),
-            Verdict::Go => Ok(()),
+            Verdict::Go => image.sync(covered),
+            Verdict::Fail(_) if self.power.is_off() => {}
+            Verdict::Fail(_) => image.lose(covered, &mut self.power.fork()),
         }
+        outcome(verdict)
     }
 
     fn remove(&self) -> io::Result<()> {
         let verdict = self.power.begin(Io::LogWrite);
         if matches!(verdict, Verdict::Go) {
-            self.set_content(None);
+            let mut file = self.file.lock();
+            let removed = file.image.take();
+            *file = LogFile {
+                image: None,
+                removed,
+            };
         }
-        match verdict {
-            Verdict::Fail(cause) => Err(cause),
-            Verdict::Go => Ok(()),
-        }
+        outcome(verdict)
     }
 
     fn incarnation(&self) -> String {

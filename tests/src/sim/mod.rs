@@ -34,6 +34,7 @@ use std::sync::Arc;
 use pool::{BlockSize, Error, OpenOptions, Pool, Stores};
 
 use crate::prng::Prng;
+use log::LogFile;
 
 /// How large the stores of a machine are.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +69,7 @@ impl Machine {
         let block = BlockSize::DEFAULT.bytes();
         let data = Image::new(geometry.data_blocks * block, 0xa5);
         let metadata = Image::new(geometry.metadata_blocks * 4096, 0);
-        let log = SimLog::new(Arc::clone(&power), 0, None);
+        let log = SimLog::new(Arc::clone(&power), 0, LogFile::default());
         let machine = Self::on(power, data, metadata, Vec::new(), log);
         let formatted = Pool::<SimHost>::format(
             Arc::clone(&machine.metadata) as _,
@@ -124,7 +125,8 @@ impl Machine {
     pub fn after_cut(&self, shape: Shape, prng: &mut Prng) -> Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
-        let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, self.log.content());
+        let log = self.log.file().after_cut(shape, prng);
+        let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, log);
         Machine::on(
             power,
             self.data.image().after_cut(shape, prng),
@@ -139,7 +141,7 @@ impl Machine {
     pub fn after_kill(&self, prng: &mut Prng) -> Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
-        let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.content());
+        let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.file());
         Machine::on(
             power,
             self.data.image(),

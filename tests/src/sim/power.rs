@@ -33,6 +33,8 @@ pub enum Io {
     LogLoad,
     /// Creating, writing or removing the intent log.
     LogWrite,
+    /// Syncing the intent log.
+    LogSync,
 }
 
 impl Io {
