@@ -10,7 +10,9 @@ pub mod model;
 pub mod ops;
 mod prng;
 pub mod runs;
+pub mod scene;
 pub mod setup;
 pub mod sim;
+pub mod truth;
 
 pub use prng::Prng;

@@ -1,5 +1,6 @@
 //! Power, faults, and the order of events.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
@@ -102,6 +103,8 @@ pub(super) enum Verdict {
 struct State {
     prng: Prng,
     changes: u64,
+    /// How many I/Os of each kind were begun.
+    counts: BTreeMap<Io, u64>,
     cut_at: Option<u64>,
     is_off: bool,
     faults: Vec<Fault>,
@@ -148,6 +151,7 @@ impl Power {
         Power(Mutex::new(State {
             prng,
             changes: 0,
+            counts: BTreeMap::new(),
             cut_at: None,
             is_off: false,
             faults: Vec::new(),
@@ -187,6 +191,11 @@ impl Power {
     /// How many changes there were.
     pub fn changes(&self) -> u64 {
         self.0.lock().changes
+    }
+
+    /// How many I/Os of this kind there were.
+    pub fn count(&self, io: Io) -> u64 {
+        self.0.lock().counts.get(&io).copied().unwrap_or_default()
     }
 
     /// Arranges these failures, and no others any more.
@@ -252,6 +261,7 @@ impl Power {
         if state.is_off {
             return Verdict::Fail(off());
         }
+        *state.counts.entry(io).or_default() += 1;
         if io.changes() {
             let number = state.changes;
             state.changes += 1;
