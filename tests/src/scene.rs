@@ -54,7 +54,8 @@ impl Contents {
         assert!(same, "{who}: the snapshot has changed");
     }
 
-    /// Fails unless a machine's pool opens and holds what must be there; after a commit and another power cut, too.
+    /// Fails unless a machine's pool opens and holds what must be there; after a commit and another power
+    /// cut, too.
     pub fn examine(&self, who: &str, machine: &Machine, kept: Kept) {
         let pool = machine.open().unwrap();
         self.expect(who, &pool, kept);
