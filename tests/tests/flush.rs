@@ -298,8 +298,8 @@ fn a_volume_that_is_being_left_out_stays_flushed() {
     }
 }
 
-/// A removal or a rollback of a volume that cannot be filled in is refused by the catalog: what was flushed is
-/// still there.
+/// A removal or a rollback of a volume that cannot be filled in is refused by the catalog: what was flushed
+/// is still there.
 #[test]
 fn a_volume_that_was_nearly_removed_stays_flushed() {
     for is_rollback in [false, true] {
