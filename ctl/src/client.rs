@@ -192,7 +192,7 @@ impl Client {
                 begin = 0;
                 match serde_json::from_slice(&line).map_err(|cause| broken(&self.socket, &cause))? {
                     Event::Progress(at) => progress(at),
-                    Event::Reply(reply) => return self.ended(&mut body).await.map(|()| reply),
+                    Event::Reply(reply) => return self.ended(&mut body).await.map(|()| *reply),
                     Event::Error(error) => return Err(error),
                 }
             }

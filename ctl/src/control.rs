@@ -191,7 +191,7 @@ fn with_pid(reply: Reply) -> Reply {
 
 async fn send_result(sender: &Sender, result: Result<Reply, CallError>) {
     let event = match result {
-        Ok(reply) => Event::Reply(reply),
+        Ok(reply) => Event::Reply(Box::new(reply)),
         Err(error) => Event::Error(error),
     };
     // A client that has gone hears nothing.

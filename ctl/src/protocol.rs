@@ -322,7 +322,7 @@ pub enum Event {
     /// How far it has come.
     Progress(Progress),
     /// Done; nothing follows.
-    Reply(Reply),
+    Reply(Box<Reply>),
     /// Failed; nothing follows.
     Error(CallError),
 }

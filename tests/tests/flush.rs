@@ -556,3 +556,26 @@ fn flushes_share_their_syncs() {
         );
     }
 }
+
+/// A commit that leaves everything out writes an entry for the superblock that is on disk already. Whatever
+/// of it the power cut in its sync leaves, what was flushed is there.
+#[test]
+fn an_entry_that_was_not_synced_takes_nothing() {
+    for (shape, number) in Shape::ALL.into_iter().zip(1..) {
+        for change in 0..6 {
+            for seed in 0..20 {
+                let scene = Scene::new(64, Prng::new(seed));
+                scene.leave_a_out();
+                let power = &scene.machine.power;
+                power.cut_at(Some(power.changes() + change));
+                let _may_be_cut = block_on(scene.pool.commit());
+                power.cut();
+                let survivor = scene
+                    .machine
+                    .after_cut(shape, &mut Prng::new(number + 8 * seed));
+                let who = format!("{shape:?}, change {change}, seed {seed}");
+                scene.contents.examine(&who, &survivor, Kept::Flushed);
+            }
+        }
+    }
+}

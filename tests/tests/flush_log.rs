@@ -85,7 +85,6 @@ fn a_damaged_note_loses_nothing_silently() {
 
 /// Damage to a marker does not go unnoticed.
 #[test]
-#[ignore = "what only the newest marker covers is dropped without a word"]
 fn a_damaged_marker_loses_nothing_silently() {
     let pages = [2, 3].into_iter();
     damage(
@@ -96,7 +95,6 @@ fn a_damaged_marker_loses_nothing_silently() {
 
 /// Damage to a record does not go unnoticed.
 #[test]
-#[ignore = "what only the newest marker covers is dropped without a word"]
 fn a_damaged_record_loses_nothing_silently() {
     let scene = busy_log(64);
     let content = scene.machine.log.content().unwrap();
