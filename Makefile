@@ -14,7 +14,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BIN ?= $(RELEASE_BIN)
 
-.PHONY: help build install deb test test-rust test-interop test-guest test-demo demo perf check long uml install-deps clean
+.PHONY: help build install deb test test-rust test-interop test-guest test-demo demo perf perf-guest check long uml install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test          every test: Rust, other programs and the kernel against ours, a small demo'
 	@echo 'make demo          a PostgreSQL database, a snapshot, two clones of it (SCALE=70, DEMO_DIR=/var/tmp)'
 	@echo 'make perf          our figures beside qemu-nbd (PERF_DIR=/var/tmp)'
+	@echo 'make perf-guest    our ublk devices beside the kernel and others, in the tests'"'"' guest'
 	@echo 'make check         format, lints, documentation'
 	@echo 'make long          the tests that take long, in their long form'
 	@echo 'make uml           the fast guest that `make long` prefers: user-mode Linux, built once'
@@ -67,6 +68,9 @@ demo: install-deps build
 
 perf: install-deps build
 	THINCTL=$(RELEASE_BIN)/thinctl perf/bench.py --dir $(PERF_DIR)
+
+perf-guest: install-deps build
+	THINCTL=$(RELEASE_BIN)/thinctl perf/guest.py
 
 check:
 	cargo fmt --all --check

@@ -28,7 +28,7 @@ impl Waiting {
     }
 }
 
-/// All changes that are not durable yet. What is changed twice may count twice.
+/// All changes that are not committed yet. What is changed twice may count twice.
 #[derive(Default)]
 pub(crate) struct Backlog(Mutex<Parts>);
 

@@ -7,7 +7,7 @@
 //! A change is made here first and marked; commits collect what is marked and bring it into the
 //! trees. Three facts keep a loaded chunk true without any lock between loading and committing:
 //! - a change is made only in a loaded chunk, so what is not loaded has no change pending;
-//! - a chunk with changes that are not durable yet is *pinned* and never evicted;
+//! - a chunk with changes that are not committed yet is *pinned* and never evicted;
 //! - it is unpinned only after the commit that made them durable is the one that loading reads.
 
 use std::collections::{BTreeMap, BTreeSet};

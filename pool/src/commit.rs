@@ -1,10 +1,9 @@
-//! Commits: many flushes, one commit.
+//! Commits: all changes at once.
 //!
 //! # The order
 //!
 //! 1. Take the writer: one commit at a time. Whoever waited for it looks first whether the commit
-//!    before already covered what he needs; so all flushes that arrive while one commit runs are
-//!    served by the next.
+//!    before already covered what he needs; so all who come while one commit runs are served by the next.
 //! 2. Number the commit, begin a generation of the intent log, and collect what changed in memory.
 //!    From here on new changes belong to the next commit.
 //! 3. Fill in the blocks that are only partly there (`partial.rs`). A device for which that fails is
@@ -87,7 +86,9 @@ impl<H: Host> Pool<H> {
     /// Makes everything done so far durable. Cheap when nothing changed. After a failed commit it
     /// fails too, and while a volume's blocks cannot be filled in.
     pub async fn commit(self: &Arc<Self>) -> Result<(), Error> {
-        let changed = self.backlog.has_untried() || self.check_all_covered().is_err();
+        let changed = self.backlog.has_untried()
+            || self.has_superseded()
+            || self.check_all_covered().is_err();
         let mut committed = Ok(());
         if changed || self.commits.has_unfinished() {
             committed = self.commit_everything().await;
@@ -191,10 +192,9 @@ impl<H: Host> Pool<H> {
                 self.leave_out(part, reason.to_owned())?;
                 continue;
             }
-            // No tree has ever named the blocks that these changes would have put in.
+            // No tree has ever named the blocks that these changes would have put in; the log does.
             let changes = std::mem::take(&mut part.collected.changes).into_iter();
-            let blocks = changes.filter_map(|(_, mapping)| Some(mapping?.block));
-            self.epochs.retire(blocks.collect());
+            self.supersede(changes.filter_map(|(_, mapping)| Some(mapping?.block)));
             part.collected.unpin();
         }
         Ok(())
@@ -329,6 +329,10 @@ impl<H: Host> Pool<H> {
         self.commits.complete(number);
     }
 
+    fn has_superseded(&self) -> bool {
+        !self.superseded.lock().is_empty()
+    }
+
     /// Takes blocks that have lost their mapping before any commit saw it.
     pub(crate) fn supersede(&self, blocks: impl IntoIterator<Item = DataBlock>) {
         self.superseded.lock().extend(blocks);
@@ -425,9 +429,9 @@ impl<H: Host> Pool<H> {
         // What was left out is worth one more try.
         let mut left_out = self.check_all_covered().is_err();
         loop {
-            let has_superseded = !self.superseded.lock().is_empty();
-            let uncommitted =
-                self.backlog.has_untried() || has_superseded || std::mem::take(&mut left_out);
+            let uncommitted = self.backlog.has_untried()
+                || self.has_superseded()
+                || std::mem::take(&mut left_out);
             if uncommitted {
                 self.commit_through(self.commits.next()).await?;
             }
@@ -450,7 +454,7 @@ impl<H: Host> Pool<H> {
 
     fn may_free(&self) -> bool {
         self.backlog.has_untried()
-            || !self.superseded.lock().is_empty()
+            || self.has_superseded()
             || self.epochs.waiting_blocks() > 0
             || self.allocator.lock().free() > 0
     }

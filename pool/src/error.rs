@@ -131,7 +131,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// The intent log of a daemon that was killed cannot be used.
+    /// The intent log of a daemon that has not closed the pool cannot be used.
     #[error(
         "intent log: {reason}; with an empty file in its place (`log`) the pool opens as it was at its last \
          commit, and what was written or flushed after that is lost"

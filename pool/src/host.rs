@@ -17,13 +17,8 @@ pub trait DataIo: Send + Sync + 'static {
     /// Fills `buf` from position `at`. A short read is an error.
     fn read(&self, at: u64, buf: &mut [u8]) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Stores `buf` at position `at`. With `durable`, done only when it would survive a power cut.
-    fn write(
-        &self,
-        at: u64,
-        buf: &[u8],
-        durable: bool,
-    ) -> impl Future<Output = io::Result<()>> + Send;
+    /// Stores `buf` at position `at`.
+    fn write(&self, at: u64, buf: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Sees to it that writes to the range will not lack space, where the store can promise that.
     /// What the range holds stays as it is.

@@ -263,7 +263,7 @@ fn load_log<H: Host>(
 ) -> Result<log::Loaded, Error> {
     let left = log::load(&*stores.log, superblock)?;
     if may_write {
-        make_durable(&*stores.metadata, superblock).map_err(|source| Error::Io {
+        make_durable(&*stores.metadata, superblock, left.is_there).map_err(|source| Error::Io {
             what: "making the superblock durable".into(),
             source,
         })?;
@@ -279,12 +279,19 @@ fn load_log<H: Host>(
     Ok(left)
 }
 
-/// Makes the superblock durable that is built on from here: it may be in the page cache only. Written again,
-/// since a sync that failed may have given up its page; what it names was durable before it was written.
-fn make_durable(metadata: &dyn BlockStore, superblock: &Superblock) -> std::io::Result<()> {
-    let mut block = superblock.block();
-    BlockKind::Superblock.seal(&mut block, LOCATION);
-    metadata.write(LOCATION, &block)?;
+/// Makes the superblock durable that is built on from here: it may be in the page cache only. Of a pool that was
+/// not closed it is written again, since a sync that failed may have given up its page; what it names was
+/// durable before it was written.
+fn make_durable(
+    metadata: &dyn BlockStore,
+    superblock: &Superblock,
+    was_left: bool,
+) -> std::io::Result<()> {
+    if was_left {
+        let mut block = superblock.block();
+        BlockKind::Superblock.seal(&mut block, LOCATION);
+        metadata.write(LOCATION, &block)?;
+    }
     metadata.flush()
 }
 

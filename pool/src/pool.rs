@@ -61,7 +61,7 @@ pub struct Pool<H: Host> {
     pub(crate) health: Health,
     /// Shared by who changes mappings, had alone by who collects the changes.
     pub(crate) log: Arc<IntentLog>,
-    /// What was replayed from the log of a daemon that was killed.
+    /// What was replayed from the log of a daemon that has not closed the pool.
     pub(crate) replayed: Replayed,
 }
 
@@ -236,7 +236,7 @@ impl<H: Host> Pool<H> {
         }
     }
 
-    /// How many records of the intent log of a daemon that was killed were replayed at the opening.
+    /// How many records of the intent log of a daemon that has not closed the pool were replayed at the opening.
     pub fn replayed_records(&self) -> u64 {
         self.replayed.records
     }

@@ -1,4 +1,4 @@
-//! Doing again what the intent log of a killed daemon says.
+//! Doing again what the intent log says of a daemon that was killed, or whose machine lost its power.
 //!
 //! Its records end up in memory as if the changes had just been made: marked for the next commit, with
 //! their blocks taken, partial where they were. What the log says is checked against the metadata on the

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backlog::Waiting;
 
-/// The most changes that may wait for a commit, so that no flush waits long for it.
+/// The most changes that may wait for a commit, so that none takes long.
 const CHANGES_MAX: u64 = 65_536;
 
 /// Metadata blocks that one change may need.

@@ -3,9 +3,9 @@
 //! What is in the page cache is read and written at once, on the caller's thread: that is faster than
 //! any hand-over, to a ring too (a warm 4 KiB read took 2.0 us inline and 2.7 us through a ring, a
 //! write 3.8 and 5.3 us). What would have to wait goes to the ring of the caller's thread where it has
-//! one (`ring.rs`), else to a thread that may wait. `RWF_NOWAIT` tells the one from the other. Where the file
-//! system does not know it for reads, every read is handed over, but for tmpfs, which has all in memory. Where it does not for writes, as
-//! with ext4, they are made inline: whole pages need no reading first, so that the caller waits only
+//! one (`ring.rs`), else to a thread that may wait. `RWF_NOWAIT` tells the one from the other. Where the
+//! file system does not know it for reads, every read is handed over, but for those of a tmpfs. Where it
+//! does not for writes, as with ext4, they are made inline: whole pages need no reading first, so that the caller waits only
 //! when the kernel holds back writers as such; handed over, each would pay a copy and two thread
 //! switches, and the kernel would make those to one file one after the other anyway.
 
@@ -36,7 +36,7 @@ pub struct FileIo {
     file: Arc<File>,
     threads: BlockingPool,
     syncs: GroupSync,
-    /// Whether it is all in memory, so that reading it means no waiting.
+    /// Whether it is in memory, swapped out at worst: that is not worth a hand-over.
     is_in_memory: bool,
     nowait_reads_known: AtomicBool,
     nowait_writes_known: AtomicBool,
@@ -54,7 +54,7 @@ impl FileIo {
         // Readahead leaves large folios in the page cache, which make small writes many times
         // slower. Only advice: what does not take it works without.
         let _advised = rustix::fs::fadvise(&file, 0, None, Advice::Random);
-        let is_in_memory = rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
+        let is_in_memory = is_in_memory(&file);
         let file = Arc::new(file);
         let syncs = {
             let (file, threads) = (Arc::clone(&file), threads.clone());
@@ -207,6 +207,12 @@ impl FileIo {
     }
 }
 
+/// Whether a file is a tmpfs's. The file system of a device node says nothing about the device.
+fn is_in_memory(file: &File) -> bool {
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    is_file && rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC)
+}
+
 /// Begins a sync on the ring of this thread, or on a thread that may wait.
 fn start_sync(file: &Arc<File>, threads: &BlockingPool, run: Run) {
     let done = move |finished: Finished| run.finish(finished.result.map(drop));
@@ -238,18 +244,12 @@ impl DataIo for FileIo {
         self.read_cold(at + done as u64, &mut buf[done..]).await
     }
 
-    async fn write(&self, at: u64, buf: &[u8], durable: bool) -> io::Result<()> {
+    async fn write(&self, at: u64, buf: &[u8]) -> io::Result<()> {
         let done = self.write_warm(at, buf)?;
         if done < buf.len() {
             self.write_waiting(at + done as u64, &buf[done..]).await?;
         }
-        // Not RWF_DSYNC: an error it met would be told once and be forgotten by the next sync, and
-        // the writes of others would not share it.
-        if durable {
-            self.syncs.sync().await
-        } else {
-            Ok(())
-        }
+        Ok(())
     }
 
     async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {

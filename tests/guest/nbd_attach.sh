@@ -5,26 +5,12 @@
 # others have.
 # guest: --timeout 900 --memory 3G
 . "$(dirname "$0")/lib.sh"
+. "$GUEST/shared/devices.sh"
 export THINPOOL_LINK_DIR=/dev/thin
 requires fio mkfs.ext4 mkfs.xfs fstrim blkdiscard nbd-client jq
 
-# attach_it NAME [options]: sets DEVICE and BLOCK, its name.
-attach_it() {
-    local name=$1
-    shift
-    thinctl attach "$POOL/$name" --json "$@" >"$SCRATCH/attach.json" 2>"$SCRATCH/attach.err" ||
-        fail "attach $name $*: $(cat "$SCRATCH/attach.err")"
-    DEVICE=$(jq -r .device "$SCRATCH/attach.json")
-    BLOCK=${DEVICE#/dev/}
-    [ -b "$DEVICE" ] || fail "no block device: $(cat "$SCRATCH/attach.json")"
-}
-
 attached() {
     jq -r ".$1" "$SCRATCH/attach.json"
-}
-
-limit() {
-    same "$(cat "/sys/block/$BLOCK/$1")" "$2" "$1"
 }
 
 mapped() {
@@ -87,11 +73,6 @@ same "$(blockdev --getsize64 "$DEVICE")" $((512 * 1048576)) "size"
 same "$(find "/sys/block/$BLOCK/mq" -mindepth 1 -maxdepth 1 | wc -l)" "$(nproc)" "queues"
 
 echo "== fio, over several sockets"
-verify_load() {
-    fio --name=verify --filename="$DEVICE" --ioengine=io_uring --direct=1 --verify=crc32c \
-        --do_verify=1 --verify_fatal=1 --group_reporting --minimal "$@" >"$SCRATCH/fio.log" 2>&1 ||
-        fail "fio $*: $(cat "$SCRATCH/fio.log")"
-}
 # switches: how often each thread of a connection has been waited for.
 switches() {
     local task

@@ -14,7 +14,7 @@ TEST=$SCRATCH/test/data
 # goes_on: the load has committed transactions since COMMITTED were counted.
 goes_on() {
     local before=$COMMITTED
-    for _ in $(seq 300); do
+    for _ in $(seq 1500); do
         kill -0 "$LOAD" || fail "pgbench ended: $(cat "$LOAD_LOG")"
         COMMITTED=$(transactions 5432)
         [ "$COMMITTED" -le "$before" ] || return 0

@@ -34,7 +34,7 @@ cmp -n $((48 << 20)) -i $((64 << 20)):0 "$DEVICE" "$SCRATCH/store/random" || fai
 
 echo "== told to end under load"
 fio --name=load --filename="$DEVICE" --rw=randwrite --bs=16k --direct=1 --ioengine=io_uring \
-    --iodepth=32 --offset=112M --size=96M --verify=crc32c --verify_fatal=1 --do_verify=1 \
+    --iodepth=32 --offset=112M --size=96M --rate_iops=500 --verify=crc32c --verify_fatal=1 --do_verify=1 \
     --allow_mounted_write=1 >"$SCRATCH/fio.log" 2>&1 &
 load=$!
 sleep 2

@@ -27,7 +27,7 @@ undo umount -l "$SCRATCH/mnt"
 
 echo "== kill -9 under load, twice"
 fio --name=verify --filename="$SCRATCH/mnt/file" --rw=randwrite --bs=4k --direct=1 \
-    --ioengine=io_uring --iodepth=16 --size=48M --io_size=96M --fsync=64 --verify=crc32c \
+    --ioengine=io_uring --iodepth=16 --size=48M --io_size=96M --rate_iops=2000 --fsync=64 --verify=crc32c \
     --verify_backlog=512 --verify_fatal=1 >"$SCRATCH/fio.log" 2>&1 &
 load=$!
 for round in 1 2; do

@@ -579,3 +579,73 @@ fn an_entry_that_was_not_synced_takes_nothing() {
         }
     }
 }
+
+/// After a commit that left everything out, two entries are about one superblock; and the next commit, and
+/// flushes beside it, may be cut anywhere.
+#[test]
+fn two_entries_of_a_superblock_lose_nothing() {
+    seeds(
+        1,
+        600,
+        "two_entries_of_a_superblock_lose_nothing",
+        |mut prng| {
+            let scene = Scene::new(64, prng.fork());
+            scene.leave_a_out();
+            scene.expect_left_out();
+            block_on(scene.b().write(block(0))).unwrap();
+            let power = &scene.machine.power;
+            power.set_pauses(3);
+            power.cut_at(Some(power.changes() + prng.below(60)));
+            let (a, b) = (scene.a(), scene.b());
+            let changes = async {
+                b.write(block(1)).await?;
+                b.flush().await?;
+                b.write(block(2)).await?;
+                a.write(sub_block(3, 0)).await?;
+                a.flush().await?;
+                b.write(block(3)).await?;
+                b.flush().await
+            };
+            let tasks: Vec<Task<'_>> = vec![
+                Box::pin(async { drop(scene.pool.commit().await) }),
+                Box::pin(async { drop(changes.await) }),
+            ];
+            run(tasks, &mut prng);
+            scene.machine.power.cut();
+            for shape in Shape::ALL {
+                let survivor = scene.machine.after_cut(shape, &mut prng);
+                let pool = survivor.open().unwrap();
+                let who = format!("{shape:?}");
+                scene.contents.expect(&who, &pool, Kept::Flushed);
+            }
+        },
+    );
+}
+
+/// A durable write whose sync fails takes other volumes' data with it: what they have not flushed is not
+/// called durable by the next daemon.
+#[test]
+fn a_durable_write_that_fails_is_not_forgotten_by_a_restart() {
+    seeds(
+        1,
+        30,
+        "a_durable_write_that_fails_is_not_forgotten_by_a_restart",
+        |mut prng| {
+            let scene = Scene::new(64, prng.fork());
+            block_on(scene.b().write(block(0))).unwrap();
+            block_on(scene.pool.commit()).unwrap();
+            block_on(scene.a().write(block(3))).unwrap();
+            scene.machine.power.set_faults([Fault::once(Io::DataSync)]);
+            block_on(scene.b().write_durably(sub_block(2, 0))).unwrap_err();
+            let next = scene.machine.after_kill(&mut prng);
+            let pool = next.open().unwrap();
+            assert!(pool.has_cut_log());
+            let device = pool.open_device(&name("a")).unwrap();
+            block_on(device.flush()).unwrap();
+            let last = next.after_cut(Shape::Nothing, &mut prng);
+            scene
+                .contents
+                .expect("after it all", &last.open().unwrap(), Kept::Flushed);
+        },
+    );
+}

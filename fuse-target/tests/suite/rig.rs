@@ -110,8 +110,8 @@ impl DataIo for GatedIo {
         self.file.read(at, buf).await
     }
 
-    async fn write(&self, at: u64, buf: &[u8], durable: bool) -> io::Result<()> {
-        self.file.write(at, buf, durable).await
+    async fn write(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        self.file.write(at, buf).await
     }
 
     async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {

@@ -12,6 +12,8 @@ pub(crate) struct Loaded {
     pub(crate) records: Vec<Record>,
     /// Whether there may have been more, which nobody has flushed and which cannot be used.
     pub(crate) is_cut: bool,
+    /// Whether there is a log at all: a daemon has not closed the pool, or failed to.
+    pub(crate) is_there: bool,
 }
 
 /// Reads the log, as it belongs to a superblock.
@@ -27,8 +29,10 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
     if found.is_none() && superblock.has_log {
         return Err(damaged("it is not there"));
     }
+    let is_there = found.is_some();
     let content = found.unwrap_or_default();
     let entries = [0, 1].map(|page| Entry::decode(&content, page));
+    let is_ours = entries.iter().any(Option::is_some);
     let image = Entry::superblock(&superblock.block());
     let of_superblock = entries
         .into_iter()
@@ -44,11 +48,14 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
             return Ok(Loaded {
                 records: Vec::new(),
                 is_cut: superblock.has_log,
+                is_there,
             });
         }
-        return Err(damaged(
-            "it belongs to other metadata than what is there now",
-        ));
+        return Err(damaged(if is_ours {
+            "it belongs to other metadata than what is there now"
+        } else {
+            "it is damaged, or of another version of this program"
+        }));
     };
     let is_void = is_void(&content).map_err(damaged)?;
     let is_whole = latest.incarnation == store.incarnation() && !is_void;
@@ -60,6 +67,7 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
     Ok(Loaded {
         records,
         is_cut: superblock.has_log && !is_whole,
+        is_there,
     })
 }
 
@@ -99,8 +107,13 @@ fn flushed_records(content: &[u8], entries: &[Entry]) -> Result<Vec<Record>, Err
     accounts.sort_by_key(|(_, durable)| std::cmp::Reverse(key(durable)));
     let alike = accounts.chunk_by(|(_, one), (_, next)| one == next);
     for (entry, durable) in alike.take(INCOMPLETE_MAX + 1).flatten() {
-        if let Some(records) = durable_records(content, entry, durable)? {
-            return Ok(records);
+        let is_latest = entry.durable.generation == entries[0].durable.generation;
+        match durable_records(content, entry, durable) {
+            Ok(Some(records)) => return Ok(records),
+            Ok(None) => {}
+            Err(cause) if is_latest => return Err(cause),
+            // If the latest entry is durable, what the one before it is about may be overwritten.
+            Err(_) => {}
         }
     }
     Err(Error::Log {

@@ -96,7 +96,7 @@ impl<H: Host> Pool<H> {
             Source::Data(at) => self.data.read(at, &mut bytes).await.map_err(failed)?,
         }
         let at = self.block_size.position(partial.block) + begin;
-        self.data.write(at, &bytes, false).await.map_err(failed)?;
+        self.data.write(at, &bytes).await.map_err(failed)?;
         Ok(len)
     }
 

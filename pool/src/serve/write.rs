@@ -14,9 +14,9 @@
 //! 5. record it in the intent log, so that it outlives the process (invariant 13);
 //! 6. only then change the mapping in memory (invariant 3), and answer.
 //!
-//! Nothing has to be committed first. The new mapping becomes durable with a later commit, which
-//! makes the block whole and syncs the data store before it; a power cut before that brings back
-//! the old mapping, whose block nobody has touched. The old block loses a reference when the commit
+//! Nothing has to be committed first. The new mapping becomes durable with the next flush, in the intent
+//! log, or with a later commit, which makes the block whole and syncs the data store before it; a power
+//! cut before either brings back the old mapping, whose block nobody has touched. The old block loses a reference when the commit
 //! replaces the mapping in the tree; while any other device maps it, it stays. Provisioning is the
 //! same with zeros, or the external origin, in place of the old block.
 //!
@@ -111,22 +111,10 @@ impl<H: Host> Pool<H> {
         mut payload: Payload<'_>,
         durable: bool,
     ) -> Result<(), Error> {
-        // With no record that is not durable, writes in place can become durable by themselves.
-        let settled = || self.log.covers(&device.last_record);
-        let alone = durable && settled();
-        let mut in_place = true;
         while range.start < range.end {
-            let mut progress = Progress {
-                range,
-                payload,
-                in_place,
-            };
-            let stopped = self.write_until_stopped(device, &mut progress, alone).await;
-            Progress {
-                range,
-                payload,
-                in_place,
-            } = progress;
+            let mut progress = Progress { range, payload };
+            let stopped = self.write_until_stopped(device, &mut progress).await;
+            Progress { range, payload } = progress;
             match stopped {
                 Ok(()) => {}
                 Err(Stopped::NeedsSpace) => self.make_space().await?,
@@ -134,8 +122,7 @@ impl<H: Host> Pool<H> {
                 Err(Stopped::Failed(cause)) => return Err(cause),
             }
         }
-        // Asked again: the mapping of what was written in place may be new, and not ours.
-        if durable && !(alone && in_place && settled()) {
+        if durable {
             self.flush(device).await?;
         }
         Ok(())
@@ -146,7 +133,6 @@ impl<H: Host> Pool<H> {
         self: &Arc<Self>,
         device: &Arc<Device<H::Data>>,
         progress: &mut Progress<'_>,
-        durable: bool,
     ) -> Result<(), Stopped> {
         let _pass = device.writes.enter().await;
         // Asked again: it may have been frozen while this waited at the gate.
@@ -159,10 +145,9 @@ impl<H: Host> Pool<H> {
             match target {
                 Target::Whole(block) => {
                     let at = self.block_size.position(block) + part.begin;
-                    self.write_in_place(at, payload, durable).await?;
+                    self.write_in_place(at, payload).await?;
                 }
                 Target::UnderCell => {
-                    progress.in_place = false;
                     self.write_under_cell(device, &part, payload).await?;
                 }
             }
@@ -203,26 +188,15 @@ impl<H: Host> Pool<H> {
         Ok((target, len))
     }
 
-    async fn write_in_place(
-        &self,
-        at: u64,
-        payload: Payload<'_>,
-        durable: bool,
-    ) -> Result<(), Error> {
-        let is_long = matches!(payload, Payload::Zeros(len) if len > ZERO_WRITE_BYTES_MAX);
+    async fn write_in_place(&self, at: u64, payload: Payload<'_>) -> Result<(), Error> {
         match payload {
-            Payload::Bytes(bytes) => self.data.write(at, bytes, durable).await,
-            Payload::Zeros(len) if is_long => self.data.zero(at, len).await,
-            Payload::Zeros(len) => self.data.write(at, &vec![0; usize_of(len)], durable).await,
+            Payload::Bytes(bytes) => self.data.write(at, bytes).await,
+            Payload::Zeros(len) if len > ZERO_WRITE_BYTES_MAX => self.data.zero(at, len).await,
+            Payload::Zeros(len) => self.data.write(at, &vec![0; usize_of(len)]).await,
         }
         .map_err(data_error("writing"))?;
-        if durable && is_long {
-            return self.sync_data().await;
-        }
-        if !durable {
-            let written = &self.counters.written_in_place;
-            written.fetch_add(1, Ordering::SeqCst);
-        }
+        let written = &self.counters.written_in_place;
+        written.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -246,7 +220,7 @@ impl<H: Host> Pool<H> {
         // Under the cell the answer stays true.
         let Some(partial) = device.partials.get(block) else {
             let at = self.block_size.position(block) + part.begin;
-            return Ok(self.write_in_place(at, payload, false).await?);
+            return Ok(self.write_in_place(at, payload).await?);
         };
         let Some(_permit) = self.log.permit() else {
             return Err(Stopped::NeedsCommit);
@@ -339,7 +313,7 @@ impl<H: Host> Pool<H> {
             self.fill(device, partial, sub_block).await?;
         }
         let at = self.block_size.position(partial.block) + part.begin;
-        self.write_in_place(at, payload, false).await?;
+        self.write_in_place(at, payload).await?;
         Ok(range)
     }
 }
@@ -362,8 +336,6 @@ fn target<D: DataIo>(
 struct Progress<'a> {
     range: Range<u64>,
     payload: Payload<'a>,
-    /// Whether everything so far went to blocks that were exclusive already.
-    in_place: bool,
 }
 
 /// A data block that goes back to the allocator unless it gets a mapping.

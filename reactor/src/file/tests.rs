@@ -20,8 +20,8 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 fn what_was_written_is_read() {
     let (_file, io) = store(1 << 20);
     let bytes = pattern(100_000, 3);
-    block_on(io.write(77, &bytes, false)).unwrap();
-    block_on(io.write(300_000, &bytes[..999], true)).unwrap();
+    block_on(io.write(77, &bytes)).unwrap();
+    block_on(io.write(300_000, &bytes[..999])).unwrap();
     let mut read = vec![0; bytes.len()];
     block_on(io.read(77, &mut read)).unwrap();
     assert_eq!(read, bytes);
@@ -35,7 +35,7 @@ fn what_was_written_is_read() {
 fn cold_pages_are_read_by_a_thread_that_may_wait() {
     let (_file, io) = store(1 << 20);
     let bytes = pattern(1 << 20, 9);
-    block_on(io.write(0, &bytes, true)).unwrap();
+    block_on(io.write(0, &bytes)).unwrap();
     rustix::fs::fadvise(&io.file, 0, None, Advice::DontNeed).unwrap();
     let mut read = vec![0; bytes.len()];
     block_on(io.read(0, &mut read)).unwrap();
@@ -47,7 +47,7 @@ fn cold_pages_are_read_by_a_thread_that_may_wait() {
 fn without_nowait_every_read_waits_elsewhere() {
     let (_file, io) = store(1 << 16);
     let bytes = pattern(1 << 16, 1);
-    block_on(io.write(0, &bytes, false)).unwrap();
+    block_on(io.write(0, &bytes)).unwrap();
     io.nowait_reads_known.store(false, Ordering::Relaxed);
     let mut read = vec![0; 5000];
     assert_eq!(io.read_warm(11, &mut read).unwrap(), 0);
@@ -81,14 +81,14 @@ fn reading_beyond_the_end_fails() {
 fn a_full_store_says_so() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let io = FileIo::new(full, BlockingPool::new(1));
-    let failed = block_on(io.write(0, b"x", false)).unwrap_err();
+    let failed = block_on(io.write(0, b"x")).unwrap_err();
     assert_eq!(failed.kind(), io::ErrorKind::StorageFull);
 }
 
 #[test]
 fn zeroed_and_punched_ranges_read_as_zeros() {
     let (_file, io) = store(1 << 20);
-    block_on(io.write(0, &vec![0xff; 1 << 20], false)).unwrap();
+    block_on(io.write(0, &vec![0xff; 1 << 20])).unwrap();
     block_on(io.zero(1000, 70_000)).unwrap();
     block_on(io.punch(131_072, 65_536)).unwrap();
     write_zeros(&io.file, 300_000, 12_345).unwrap();
@@ -119,7 +119,7 @@ fn allocated_ranges_have_their_space_and_keep_what_they_hold() {
 
     let (file, io) = store(1 << 20);
     let bytes = pattern(4096, 5);
-    block_on(io.write(8192, &bytes, false)).unwrap();
+    block_on(io.write(8192, &bytes)).unwrap();
     block_on(io.allocate(0, 1 << 18)).unwrap();
     let metadata = file.as_file().metadata().unwrap();
     assert!(metadata.blocks() * 512 >= 1 << 18);

@@ -66,7 +66,7 @@ fn evict(file: &tempfile::NamedTempFile) {
 fn cold_reads_go_through_the_ring_many_at_a_time() {
     let (file, io) = store(4 << 20);
     let bytes = pattern(4 << 20, 7);
-    crate::block_on(io.write(0, &bytes, false)).unwrap();
+    crate::block_on(io.write(0, &bytes)).unwrap();
     evict(&file);
     let operations = run_with_ring(move || {
         let read = |at: usize| -> Task {
@@ -98,7 +98,8 @@ fn every_kind_of_request_is_carried_out() {
     let operations = run_with_ring(move || {
         let all = async move {
             let io = theirs;
-            io.write(0, &vec![0xff; 1 << 20], true).await.unwrap();
+            io.write(0, &vec![0xff; 1 << 20]).await.unwrap();
+            io.sync().await.unwrap();
             io.zero(1000, 70_000).await.unwrap();
             io.punch(131_072, 65_536).await.unwrap();
             io.zero(0, 0).await.unwrap();
@@ -152,7 +153,7 @@ fn errors_are_those_of_the_file() {
             let refused = full.write_waiting(0, b"x").await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
             assert_eq!(
-                full.write(0, b"x", false).await.unwrap_err().kind(),
+                full.write(0, b"x").await.unwrap_err().kind(),
                 io::ErrorKind::StorageFull
             );
         })]
@@ -196,7 +197,7 @@ fn ready_tasks_keep_the_ring_from_sleeping() {
 #[test]
 fn a_future_that_is_dropped_takes_no_memory_from_the_kernel() {
     let (file, io) = store(1 << 20);
-    crate::block_on(io.write(0, &pattern(1 << 20, 5), true)).unwrap();
+    crate::block_on(io.write(0, &pattern(1 << 20, 5))).unwrap();
     let theirs = Arc::clone(&io);
     run_with_ring(move || {
         vec![Box::pin(async move {

@@ -45,7 +45,7 @@ impl SimDisk {
         boundary.saturating_sub(at).min(len)
     }
 
-    async fn change(&self, at: u64, buf: &[u8], is_forced: bool) -> io::Result<()> {
+    async fn change(&self, at: u64, buf: &[u8]) -> io::Result<()> {
         assert!(
             at + buf.len() as u64 <= self.image.lock().len(),
             "{} bytes at {at} lie beyond the data store",
@@ -56,15 +56,13 @@ impl SimDisk {
         let half = self.half_way(at, buf.len() as u64);
         let (first, second) = buf.split_at(to_usize(half));
         let verdict = self.power.begin(Io::DataWrite);
-        self.image
-            .lock()
-            .write(at, first, is_forced && matches!(verdict, Verdict::Go));
+        self.image.lock().write(at, first);
         if let Verdict::Fail(cause) = verdict {
             return Err(cause);
         }
         self.power.pause().await;
         self.power.check()?;
-        self.image.lock().write(at + half, second, is_forced);
+        self.image.lock().write(at + half, second);
         Ok(())
     }
 }
@@ -88,8 +86,8 @@ impl DataIo for SimDisk {
         Ok(())
     }
 
-    async fn write(&self, at: u64, buf: &[u8], durable: bool) -> io::Result<()> {
-        self.change(at, buf, durable).await
+    async fn write(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        self.change(at, buf).await
     }
 
     async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
@@ -105,11 +103,11 @@ impl DataIo for SimDisk {
     }
 
     async fn zero(&self, at: u64, len: u64) -> io::Result<()> {
-        self.change(at, &vec![0; to_usize(len)], false).await
+        self.change(at, &vec![0; to_usize(len)]).await
     }
 
     async fn punch(&self, at: u64, len: u64) -> io::Result<()> {
-        self.change(at, &vec![PUNCHED; to_usize(len)], false).await
+        self.change(at, &vec![PUNCHED; to_usize(len)]).await
     }
 
     async fn sync(&self) -> io::Result<()> {
@@ -204,13 +202,11 @@ impl BlockStore for SimMetadata {
                     false => self.power.up_to(4096 / SECTOR),
                 };
                 let part = to_usize(sectors * SECTOR);
-                self.image
-                    .lock()
-                    .write(at, &block.as_bytes()[..part], false);
+                self.image.lock().write(at, &block.as_bytes()[..part]);
                 Err(cause)
             }
             Verdict::Go => {
-                self.image.lock().write(at, block.as_bytes(), false);
+                self.image.lock().write(at, block.as_bytes());
                 Ok(())
             }
         }

@@ -56,7 +56,7 @@ impl Host for SimHost {
         let mut image = Image::new(ORIGIN_BYTES, 0);
         for sector in 0..ORIGIN_BYTES / SECTOR {
             let bytes = origin_word(sector).to_le_bytes().repeat(64);
-            image.write(sector * SECTOR, &bytes, false);
+            image.write(sector * SECTOR, &bytes);
         }
         image.sync(image.writes());
         let power = Arc::new(Power::new(Prng::new(0)));

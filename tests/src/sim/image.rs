@@ -51,8 +51,6 @@ impl Shape {
 struct Entry {
     at: u64,
     bytes: Vec<u8>,
-    /// Durable by itself.
-    is_forced: bool,
     /// A failed sync has dropped it.
     is_lost: bool,
 }
@@ -154,7 +152,7 @@ impl Image {
         bytes
     }
 
-    pub(super) fn write(&mut self, at: u64, bytes: &[u8], is_forced: bool) {
+    pub(super) fn write(&mut self, at: u64, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
@@ -167,7 +165,6 @@ impl Image {
         self.unsynced.push(Entry {
             at: start,
             bytes: sectors,
-            is_forced,
             is_lost: false,
         });
     }
@@ -192,7 +189,7 @@ impl Image {
     pub(super) fn lose(&mut self, writes: u64, prng: &mut Prng) {
         let covered = to_usize(writes.saturating_sub(self.synced));
         for entry in &mut self.unsynced[..covered] {
-            entry.is_lost |= !entry.is_forced && prng.chance(50);
+            entry.is_lost |= prng.chance(50);
         }
     }
 
@@ -215,7 +212,7 @@ impl Image {
             };
             for (number, sector) in entry.bytes.chunks(to_usize(SECTOR)).enumerate() {
                 let survives = !entry.is_lost && prng.chance(percent);
-                if entry.is_forced || survives {
+                if survives {
                     survivor.write(entry.at + number as u64 * SECTOR, sector);
                 }
             }

@@ -89,7 +89,7 @@ impl SimLog {
 
 fn image(content: &[u8], len: u64) -> Image {
     let mut image = Image::new(len, 0);
-    image.write(0, content, false);
+    image.write(0, content);
     image.sync(image.writes());
     image
 }
@@ -124,7 +124,7 @@ impl LogStore for SimLog {
             let Some(image) = &mut file.image else {
                 return Err(io::Error::other("there is no log"));
             };
-            image.write(at, bytes, false);
+            image.write(at, bytes);
         }
         outcome(verdict)
     }
