@@ -36,7 +36,8 @@ fn sum(view: &View, top: Btree<TreeRef>) -> u64 {
 
 #[test]
 fn views_stay_as_they_were_while_blocks_are_reused() {
-    let store = MemStore::new(600);
+    // Enough for all views at once, should no reader get the processor; written over more than once.
+    let store = MemStore::new(2000);
     let mut forest = Forest::format(Arc::new(store), 5000);
     forest.tx.set_dirty_nodes_max(8);
     forest.create(1).unwrap();
