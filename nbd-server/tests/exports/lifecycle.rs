@@ -179,10 +179,10 @@ fn shutdown_answers_flushes_and_cleans_up() {
     for client in &mut clients {
         assert_eq!(client.write(0, 0, b"kept"), 0);
     }
-    let commits = served.pool.status().commits;
+    let flushes = served.pool.status().flushes;
     served.server.shutdown();
     assert!(
-        served.pool.status().commits > commits,
+        served.pool.status().flushes > flushes,
         "devices were flushed"
     );
     assert!(!served.socket.exists());
