@@ -10,8 +10,10 @@
 
 pub mod blocks;
 mod file_system;
+mod leftovers;
 mod loops;
 pub mod nbd;
+mod resize;
 #[cfg(not(feature = "ublk"))]
 #[path = "attach/no_ublk.rs"]
 pub mod ublk;
@@ -42,7 +44,7 @@ use crate::protocol::{
 use crate::service::PoolService;
 use crate::systemd;
 use crate::transports::{Choice, Transport, choose};
-use blocks::{BlockDevice, BlockDevices, Driver, Leftover, NewDevice};
+use blocks::{BlockDevice, BlockDevices, Driver, NewDevice};
 use file_system::{Contents, mount_as_asked, mount_device};
 
 /// Where mounts and tables are, unless `THINPOOL_RUNTIME_DIR` says otherwise.
@@ -54,9 +56,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often, and how many times, a busy attachment is tried again when the daemon ends.
 const SHUTDOWN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const SHUTDOWN_RETRIES_MAX: u32 = 20;
-
-/// What is said of a block device that cannot be given another size because nobody serves it.
-const WAITS_FOR_DAEMON: &str = "its block device keeps its size: it waits for the pool's daemon, which changes it if its driver can";
 
 /// The link from a pool's runtime directory to the pool.
 pub const POOL_LINK: &str = "pool";
@@ -113,16 +112,6 @@ enum Backing {
     Block(BlockDevice),
 }
 
-impl Backing {
-    /// Gives the block device the size that its volume has now.
-    fn resize(&self, size: u64) -> Result<(), CallError> {
-        match self {
-            Backing::Loop(device) => device.follow_size().map_err(|cause| fuse_error(&cause)),
-            Backing::Block(device) => device.resize(size),
-        }
-    }
-}
-
 impl Attachments {
     /// None so far.
     pub fn new(dir: &PoolDir) -> Self {
@@ -135,103 +124,6 @@ impl Attachments {
             ends_when_empty: AtomicBool::new(false),
             emptied: Notify::new(),
         }
-    }
-
-    /// Keeps open what block devices wait for that a daemon has left, so that nobody removes it or
-    /// rolls it back below a mounted file system.
-    ///
-    /// # Errors
-    /// When it cannot be told which there are.
-    pub fn hold_leftovers(&self, service: &PoolService) -> Result<(), CallError> {
-        let leftovers = BlockDevices::open(&self.runtime_dir)?.leftovers();
-        let waiting = leftovers.iter().filter(|leftover| leftover.is_there());
-        for info in waiting.filter_map(|leftover| volume_of(service, leftover)) {
-            let device = service.open_device(&info.name)?;
-            self.held.lock().insert(info.id, device);
-        }
-        Ok(())
-    }
-
-    /// Takes over the block devices that a daemon before this one left. One that cannot be taken over
-    /// is told in the log, and waits on.
-    ///
-    /// # Errors
-    /// When it cannot be told which there are.
-    pub async fn recover(&self, service: &Arc<PoolService>) -> Result<(), CallError> {
-        let mut state = self.state.lock().await;
-        self.links.clear();
-        let leftovers = self.with_blocks(&mut state, |blocks| blocks.leftovers());
-        let leftovers = leftovers.await?;
-        if leftovers.is_empty() {
-            return Ok(());
-        }
-        for leftover in leftovers {
-            let path = leftover.path();
-            let recovered = self.recover_one(&mut state, service, leftover).await;
-            let device = path.display();
-            match recovered {
-                Ok(Some(name)) => tracing::info!("{device}: goes on as {name}"),
-                Ok(None) => {
-                    // Its node may well stay.
-                    self.links.remove(&path);
-                    tracing::info!("{device}: is no more");
-                }
-                Err(cause) => tracing::error!("{device} waits on: {cause}"),
-            }
-        }
-        Ok(())
-    }
-
-    async fn recover_one(
-        &self,
-        state: &mut State,
-        service: &Arc<PoolService>,
-        leftover: Leftover,
-    ) -> Result<Option<DeviceName>, CallError> {
-        let Some(info) = volume_of(service, &leftover) else {
-            let message = "the volume it shows is not in the pool (any more)";
-            return Err(CallError::new(CallErrorKind::NotFound, message));
-        };
-        let thin = service.open_device(&info.name)?;
-        let (read_only, transport) = (thin.read_only(), leftover.transport());
-        let recover = move |blocks: &mut BlockDevices| {
-            let device = blocks.recover(&thin, &leftover)?;
-            // Its volume may have been enlarged while nobody served it.
-            if let Some(device) = &device
-                && let Err(error) = device.resize(thin.size())
-            {
-                tracing::warn!("{}", keeps_size(&device.path(), &error));
-            }
-            Ok::<_, CallError>(device)
-        };
-        let device = self.with_blocks(state, recover).await??;
-        self.held.lock().remove(&info.id);
-        let Some(device) = device else {
-            return Ok(None);
-        };
-        let attachment = Attachment {
-            name: info.name.clone(),
-            device: device.path(),
-            link: self.links.make(&info.name, &device.path()),
-            transport,
-            reason: "a daemon before this one left it".to_owned(),
-            file: None,
-            mountpoint: device.mountpoint(),
-            made: None,
-            read_only,
-            direct_io: None,
-            queues: device.queues(),
-            notes: Vec::new(),
-        };
-        let backing = Backing::Block(device);
-        state.attached.insert(
-            info.id,
-            Attached {
-                backing,
-                attachment,
-            },
-        );
-        Ok(Some(info.name))
     }
 
     /// Makes a device a local block device, and mounts it if asked to.
@@ -409,38 +301,6 @@ impl Attachments {
             FuseMount::start(pool, &runtime_dir.join("fuse")).map_err(|cause| fuse_error(&cause))
         })
         .await?
-    }
-
-    /// Gives the block device of a volume, if there is one, the size that the volume has now. Returns why
-    /// it keeps the one it had.
-    ///
-    /// # Errors
-    /// When the daemon fails.
-    pub async fn follow_size(
-        &self,
-        service: &PoolService,
-        id: u32,
-    ) -> Result<Option<String>, CallError> {
-        let mut state = self.state.lock().await;
-        self.forget_gone(&mut state).await;
-        let Some(attached) = state.attached.remove(&id) else {
-            let waits = self.held.lock().contains_key(&id);
-            return Ok(waits.then(|| WAITS_FOR_DAEMON.to_owned()));
-        };
-        // As it is by now: others may resize it, too.
-        let devices = service.pool.devices();
-        let size = devices
-            .iter()
-            .find(|info| info.id == id)
-            .map(|info| info.size);
-        let (attached, result) = blocking(move || {
-            let result = size.map_or(Ok(()), |size| attached.backing.resize(size));
-            (attached, result)
-        })
-        .await?;
-        let device = attached.attachment.device.clone();
-        state.attached.insert(id, attached);
-        Ok(result.err().map(|error| keeps_size(&device, &error)))
     }
 
     /// Unmounts what was mounted by us and takes the block device away.
@@ -711,12 +571,6 @@ impl Attachments {
     }
 }
 
-/// The volume or snapshot that a block device shows.
-fn volume_of(service: &PoolService, leftover: &Leftover) -> Option<DeviceInfo> {
-    let is_it = |info: &DeviceInfo| info.uuid == leftover.volume();
-    service.pool.devices().into_iter().find(is_it)
-}
-
 /// Unmounts what others have mounted, as far as it lets go.
 async fn unmount_all(device: &Path) {
     let path = device.to_owned();
@@ -760,14 +614,6 @@ fn other_queues(attachment: &Attachment, asked: Option<u16>) -> Option<String> {
     (asked != made).then(|| {
         format!("{transport} has made {made} queues instead of {asked}: that is its limit here")
     })
-}
-
-/// What to say when a block device could not be given another size.
-fn keeps_size(device: &Path, cause: &CallError) -> String {
-    format!(
-        "{} keeps its size until it is detached and attached again: {cause}",
-        device.display()
-    )
 }
 
 /// What there is on a device before it is attached.

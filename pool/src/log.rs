@@ -95,7 +95,7 @@ pub(crate) struct IntentLog {
     permitted: AtomicU64,
     /// Whether the store has been given a log by this daemon.
     is_created: AtomicBool,
-    /// How far everything is durable.
+    /// The position up to which everything is durable.
     durable: AtomicU64,
     /// How many markers were written.
     markers: AtomicU64,
@@ -113,28 +113,15 @@ struct Generation {
     before: Filled,
 }
 
-/// A place in the log, after every record up to there: comparable as a number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Position(u64);
-
-impl Position {
-    /// Slots are far fewer than that (`record.rs`), and so are commits in a daemon's life.
-    const SLOT_BITS: u32 = 32;
-
-    fn new(generation: u64, slots: u64) -> Self {
-        Position(generation << Self::SLOT_BITS | slots)
-    }
+/// A position in the log, as a number: after so many slots of a generation. Slots are far fewer than 2^32
+/// (`record.rs`), and so are commits in a daemon's life.
+fn position(generation: u64, slots: u64) -> u64 {
+    generation << 32 | slots
 }
 
 /// The position of a device's last record.
 #[derive(Default)]
 pub(crate) struct LastRecord(AtomicU64);
-
-impl LastRecord {
-    fn note(&self, position: Position) {
-        self.0.fetch_max(position.0, Ordering::SeqCst);
-    }
-}
 
 /// No log, and nobody has asked for one.
 const NO: u8 = 0;
@@ -172,7 +159,7 @@ impl IntentLog {
             recorded: AtomicU64::new(replayed),
             permitted: AtomicU64::new(0),
             is_created: AtomicBool::new(false),
-            durable: AtomicU64::new(Position::new(FIRST, replayed).0),
+            durable: AtomicU64::new(position(FIRST, replayed)),
             markers: AtomicU64::new(0),
             syncing: Mutex::new(()),
             is_void: AtomicBool::new(false),
@@ -257,8 +244,8 @@ impl IntentLog {
 
     /// Notes that so much is durable.
     pub(crate) fn note_durable(&self, durable: Durable) {
-        let position = Position::new(durable.generation, durable.filled.slots);
-        self.durable.fetch_max(position.0, Ordering::SeqCst);
+        let position = position(durable.generation, durable.filled.slots);
+        self.durable.fetch_max(position, Ordering::SeqCst);
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -370,7 +357,8 @@ impl IntentLog {
         let at = self.layout.position(generation, slot);
         self.store.write(at as u64, &record.encode(generation))?;
         self.written.fetch_add(1, Ordering::SeqCst);
-        last.note(Position::new(generation, slot + 1));
+        let position = position(generation, slot + 1);
+        last.0.fetch_max(position, Ordering::SeqCst);
         Ok(())
     }
 }

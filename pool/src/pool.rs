@@ -236,7 +236,8 @@ impl<H: Host> Pool<H> {
         }
     }
 
-    /// How many records of the intent log of a daemon that has not closed the pool were replayed at the opening.
+    /// How many records of the intent log were replayed at the opening: of a daemon that has not closed
+    /// the pool.
     pub fn replayed_records(&self) -> u64 {
         self.replayed.records
     }

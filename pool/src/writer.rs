@@ -105,8 +105,8 @@ impl Writer {
 
     /// One transaction: changed mappings, none younger than `time`, then the control operation;
     /// durable when this returns success. The data store must have been synced after the changes
-    /// were collected, and the records of `durable` made, in the generation that this commit does not end. After an error the metadata is in an unknown state, and the last commit
-    /// stands.
+    /// were collected, and after the records of `durable` were made, in the generation that this commit
+    /// does not end. After an error the metadata is in an unknown state, and the last commit stands.
     pub(crate) fn commit(
         &mut self,
         changes: &[(ThinId, Vec<Change>)],

@@ -5,9 +5,9 @@
 //! write 3.8 and 5.3 us). What would have to wait goes to the ring of the caller's thread where it has
 //! one (`ring.rs`), else to a thread that may wait. `RWF_NOWAIT` tells the one from the other. Where the
 //! file system does not know it for reads, every read is handed over, but for those of a tmpfs. Where it
-//! does not for writes, as with ext4, they are made inline: whole pages need no reading first, so that the caller waits only
-//! when the kernel holds back writers as such; handed over, each would pay a copy and two thread
-//! switches, and the kernel would make those to one file one after the other anyway.
+//! does not for writes, as with ext4, they are made inline: whole pages need no reading first, so that the
+//! caller waits only when the kernel holds back writers as such; handed over, each would pay a copy and two
+//! thread switches, and the kernel would make those to one file one after the other anyway.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};

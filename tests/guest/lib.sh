@@ -62,6 +62,14 @@ end_blocks() {
     stop_daemon
 }
 
+# new_memory_pool SIZE: sets POOL, in memory: the guest's disk has the real time of the machine.
+new_memory_pool() {
+    mkdir "$SCRATCH/store"
+    mount -t tmpfs -o size=2G store "$SCRATCH/store"
+    undo umount -l "$SCRATCH/store"
+    new_pool store/pool --size "$1"
+}
+
 # --- Kills.
 
 STALLS=()

@@ -17,11 +17,8 @@ mapped() {
     thinctl info "$POOL/vol" --json | jq .mapped_bytes
 }
 
-# tmpfs: the guest's disk has the real time of the machine.
-mkdir "$SCRATCH/store" "$SCRATCH/mnt"
-mount -t tmpfs -o size=2G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 1536M
+mkdir "$SCRATCH/mnt"
+new_memory_pool 1536M
 thinctl create "$POOL/vol" --size 512M
 thinctl create "$POOL/odd" --size 1049088
 undo "'$THINCTL' detach '$POOL/vol'"

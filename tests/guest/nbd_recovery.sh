@@ -7,6 +7,7 @@
 # too, over another of its connections.
 # guest: --timeout 1200 --memory 3G
 . "$(dirname "$0")/lib.sh"
+. "$GUEST/shared/takeovers.sh"
 export THINPOOL_LINK_DIR=/dev/thin
 requires fio mkfs.ext4 e2fsck jq
 load nbd
@@ -15,10 +16,8 @@ table() {
     echo "$THINPOOL_RUNTIME_DIR"/*/nbd.json
 }
 
-mkdir "$SCRATCH/store" "$SCRATCH/mnt"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 512M
+mkdir "$SCRATCH/mnt"
+new_memory_pool 512M
 thinctl create "$POOL/vol" --size 128M
 thinctl create "$POOL/idle" --size 16M
 serve "$POOL"
@@ -73,31 +72,10 @@ expect 8 "nbd.json.*connections" thinctl rm "$POOL/idle"
 cp "$SCRATCH/table" "$(table)"
 
 echo "== taken over by attach"
-thinctl attach "$POOL/idle" --nbd >"$SCRATCH/idle"
-cmp -n 1048576 "$(cat "$SCRATCH/idle")" /dev/zero
-sync -f "$SCRATCH/mnt"
-echo more >"$SCRATCH/mnt/more"
-sync -f "$SCRATCH/mnt"
-expect 5 "mounted" thinctl detach "$POOL/vol"
-thinctl detach "$POOL/idle"
-same "$(jq '.devices | length' "$(table)")" 1 "devices in the table"
+taken_over_by_attach nbd
 
 echo "== told to end while mounted"
-pid=$(thinctl info "$POOL" --json | jq .daemon_pid)
-kill -TERM "$pid"
-for _ in $(seq 300); do
-    [ -e "/proc/$pid" ] || break
-    sleep 0.1
-done
-[ ! -e "/proc/$pid" ] || fail "the daemon does not end"
-cat "$SCRATCH/mnt/more" >/dev/null
-(sync -f "$SCRATCH/mnt" && echo late >"$SCRATCH/mnt/late" && sync -f "$SCRATCH/mnt") &
-writer=$!
-sleep 1
-kill -0 $writer || fail "a write did not wait for the next daemon"
-serve "$POOL"
-wait $writer || fail "a write that waited failed"
-same "$(cat "$SCRATCH/mnt/late")" late "what was written meanwhile"
+told_to_end_while_mounted
 
 umount "$SCRATCH/mnt"
 e2fsck -fn "$DEVICE" >"$SCRATCH/e2fsck.log" 2>&1 || fail "e2fsck"

@@ -31,11 +31,9 @@ resize_to() {
     same "$(thinctl info "$POOL/vol" --json | jq .size)" $(($1 * MIB)) "size of the volume"
 }
 
-mkdir "$SCRATCH/store" "$SCRATCH/mnt"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
+mkdir "$SCRATCH/mnt"
+new_memory_pool 512M
 undo umount "$SCRATCH/mnt"
-new_pool store/pool --size 512M
 undo "'$THINCTL' detach '$POOL/vol'"
 serve "$POOL"
 

@@ -23,10 +23,8 @@ goes_on() {
     fail "the first database commits nothing more"
 }
 
-mkdir "$SCRATCH/store" "$SCRATCH/prod" "$SCRATCH/test"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 768M
+mkdir "$SCRATCH/prod" "$SCRATCH/test"
+new_memory_pool 768M
 thinctl create "$POOL/prod" --size 512M
 serve "$POOL"
 undo umount -l "$SCRATCH/prod" "$SCRATCH/test"

@@ -16,11 +16,7 @@ mapped() {
 thinctl doctor >"$SCRATCH/doctor"
 grep -Eq '^ublk +works$' "$SCRATCH/doctor" || fail "doctor: $(cat "$SCRATCH/doctor")"
 
-# tmpfs: the guest's disk has the real time of the machine.
-mkdir "$SCRATCH/store"
-mount -t tmpfs -o size=1500M store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 1G
+new_memory_pool 1G
 thinctl create "$POOL/vol" --size 512M
 thinctl create "$POOL/odd" --size 1049088
 undo "'$THINCTL' detach '$POOL/vol'"

@@ -12,10 +12,7 @@ attach_it() {
     DEVICE=$(jq -r .device "$SCRATCH/attach.json")
 }
 
-mkdir "$SCRATCH/store"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 64M
+new_memory_pool 64M
 thinctl create "$POOL/vol" --size 256M
 serve "$POOL"
 

@@ -29,10 +29,7 @@ accepted() {
     thinctl detach "$POOL/more"
 }
 
-mkdir "$SCRATCH/store"
-mount -t tmpfs -o size=512M store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 256M
+new_memory_pool 256M
 thinctl create "$POOL/more" --size 8M
 serve "$POOL"
 

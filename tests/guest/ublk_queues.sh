@@ -8,10 +8,7 @@ export THINPOOL_LINK_DIR=/dev/thin
 requires fio jq
 modprobe -a ublk_drv nbd loop
 
-mkdir "$SCRATCH/store"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 512M
+new_memory_pool 512M
 serve "$POOL"
 
 echo "== limits and threads"

@@ -16,9 +16,9 @@
 //!
 //! Nothing has to be committed first. The new mapping becomes durable with the next flush, in the intent
 //! log, or with a later commit, which makes the block whole and syncs the data store before it; a power
-//! cut before either brings back the old mapping, whose block nobody has touched. The old block loses a reference when the commit
-//! replaces the mapping in the tree; while any other device maps it, it stays. Provisioning is the
-//! same with zeros, or the external origin, in place of the old block.
+//! cut before either brings back the old mapping, whose block nobody has touched. The old block loses a
+//! reference when the commit replaces the mapping in the tree; while any other device maps it, it stays.
+//! Provisioning is the same with zeros, or the external origin, in place of the old block.
 //!
 //! A later write to a block that is still partial goes the same way from step 3 on, under the cell.
 //!

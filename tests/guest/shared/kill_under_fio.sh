@@ -23,10 +23,7 @@ verifying_load() {
     done
 }
 
-mkdir "$SCRATCH/store"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 512M
+new_memory_pool 512M
 thinctl create "$POOL/vol" --size 34M
 serve "$POOL"
 thinctl attach "$POOL/vol" "--$TRANSPORT" --json >"$SCRATCH/attach.json"

@@ -16,10 +16,8 @@ whole_file_system() {
     e2fsck -fn "$DEVICE" >"$SCRATCH/e2fsck.log" 2>&1 || fail "e2fsck: $(cat "$SCRATCH/e2fsck.log")"
 }
 
-mkdir "$SCRATCH/store" "$MOUNT"
-mount -t tmpfs -o size=1G store "$SCRATCH/store"
-undo umount -l "$SCRATCH/store"
-new_pool store/pool --size 768M
+mkdir "$MOUNT"
+new_memory_pool 768M
 thinctl create "$POOL/db" --size 512M
 serve "$POOL"
 thinctl attach "$POOL/db" "--$TRANSPORT" --json >"$SCRATCH/attach.json"
