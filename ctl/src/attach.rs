@@ -44,7 +44,7 @@ use crate::protocol::{
 use crate::service::PoolService;
 use crate::systemd;
 use crate::transports::{Choice, Transport, choose};
-use blocks::{BlockDevice, BlockDevices, Driver, NewDevice};
+use blocks::{BlockDevice, BlockDevices, Driver, Leftover, NewDevice};
 use file_system::{Contents, mount_as_asked, mount_device};
 
 /// Where mounts and tables are, unless `THINPOOL_RUNTIME_DIR` says otherwise.
@@ -154,6 +154,8 @@ impl Attachments {
             .pool
             .info(&request.name)
             .map_err(|cause| service.failed(&cause))?;
+        self.recover_waiting(state, service, |leftover| leftover.volume() == info.uuid)
+            .await?;
         if let Some(present) = state.attached.get(&info.id) {
             let message = format!(
                 "{}/{}: already attached as {}",
@@ -309,24 +311,11 @@ impl Attachments {
     /// `NotFound` when it is not attached, `Busy` when something uses it; it stays as it was then.
     pub async fn detach(
         &self,
-        service: &PoolService,
+        service: &Arc<PoolService>,
         target: &AttachTarget,
     ) -> Result<Detached, CallError> {
         let mut state = self.state.lock().await;
-        let found = match target {
-            AttachTarget::Name(name) => {
-                let info = service
-                    .pool
-                    .info(name)
-                    .map_err(|cause| service.failed(&cause))?;
-                state.attached.contains_key(&info.id).then_some(info.id)
-            }
-            AttachTarget::Device(device) => state
-                .attached
-                .iter()
-                .find(|(_, attached)| attached.attachment.device == *device)
-                .map(|(id, _)| *id),
-        };
+        let found = self.find(&mut state, service, target).await?;
         let Some(attached) = found.and_then(|id| Some((id, state.attached.remove(&id)?))) else {
             if let AttachTarget::Name(name) = target
                 && service.dir.forget_persistent(name)?
@@ -364,6 +353,33 @@ impl Attachments {
             device: Some(attachment.device),
             daemon_ends,
         })
+    }
+
+    /// The thin id of what is attached by this name or as this block device.
+    async fn find(
+        &self,
+        state: &mut State,
+        service: &Arc<PoolService>,
+        target: &AttachTarget,
+    ) -> Result<Option<u32>, CallError> {
+        let info = match target {
+            AttachTarget::Name(name) => Some(service.pool.info(name)),
+            AttachTarget::Device(_) => None,
+        };
+        let info = info.transpose().map_err(|cause| service.failed(&cause))?;
+        let is_meant = |leftover: &Leftover| match target {
+            AttachTarget::Name(_) => info
+                .as_ref()
+                .is_some_and(|info| info.uuid == leftover.volume()),
+            AttachTarget::Device(device) => leftover.path() == *device,
+        };
+        self.recover_waiting(state, service, is_meant).await?;
+        let mut attached = state.attached.iter();
+        let found = attached.find(|(id, attached)| match target {
+            AttachTarget::Name(_) => info.as_ref().is_some_and(|info| info.id == **id),
+            AttachTarget::Device(device) => attached.attachment.device == *device,
+        });
+        Ok(found.map(|(id, _)| *id))
     }
 
     /// Takes an attachment away, or gives it back with the reason why it stays.

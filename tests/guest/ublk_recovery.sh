@@ -43,7 +43,6 @@ wait "$load" || status=$?
 [ $status -eq 0 ] || fail "fio: $(cat "$SCRATCH/fio.log")"
 same "$(readlink "/dev/thin/pool/vol")" "$DEVICE" "the link after recovery"
 
-echo "== killed while it takes over"
 # serve_traced OPTION...: a daemon under strace, with these options; what it says is in short.log. With -D the
 # daemon is the process that we started.
 serve_traced() {
@@ -52,6 +51,29 @@ serve_traced() {
     DAEMON=$!
 }
 
+echo "== killed with every tag in the middle of a request"
+idle=$(thinctl attach "$POOL/idle" --ublk --depth 1)
+same "$(<"/sys/block/${idle#/dev/}/queue/io_timeout")" 1000 "the limit of a request in ms"
+: >"$SCRATCH/trace"
+strace -f -qq -o "$SCRATCH/trace" -p "$DAEMON" -e trace=fdatasync -e inject=fdatasync:delay_enter=60s 2>"$SCRATCH/strace.log" &
+tracer=$!
+sleep 1
+dd if=/dev/zero of="$idle" bs=4096 count=1 conv=fsync 2>"$SCRATCH/dd.log" &
+writer=$!
+until grep -q sync "$SCRATCH/trace"; do
+    kill -0 $writer || fail "nothing was synced: $(<"$SCRATCH/dd.log")"
+    sleep 0.1
+done
+sleep 1
+# Until its tracer has gone too, which sits the delay out, the daemon would be a zombie.
+kill -KILL "$DAEMON" "$tracer"
+wait "$DAEMON" "$tracer" 2>/dev/null || true
+serve "$POOL"
+grep -q "$idle: goes on as idle" "$SCRATCH/serve.${#DAEMONS[@]}.log" || fail "$idle was not taken over"
+wait $writer || fail "a flush over the kill: $(<"$SCRATCH/dd.log")"
+thinctl detach "$idle"
+
+echo "== killed while it takes over"
 # not_taken_over: the last daemon died before it had the device.
 not_taken_over() {
     ! grep -E "goes on as|ready:" "$SCRATCH/short.log" || fail "it was killed too late, or cannot take it over"
@@ -73,6 +95,16 @@ until [[ $(<"$SCRATCH/trace") == *", 64, 0, 0, NULL, 128) = 64"* ]]; do
 done
 kill_daemon
 not_taken_over
+
+echo "== it cannot be taken over"
+mv "/dev/ublkc${DEVICE#/dev/ublkb}" "$SCRATCH/node"
+serve "$POOL"
+grep -q "$DEVICE waits on: " "$SCRATCH/serve.${#DAEMONS[@]}.log" || fail "taken over without a character device"
+expect 9 "$DEVICE waits on: " thinctl attach "$POOL/vol"
+expect 9 "$DEVICE waits on: " thinctl detach "$POOL/vol"
+mv "$SCRATCH/node" "/dev/ublkc${DEVICE#/dev/ublkb}"
+expect 4 "already attached as $DEVICE" thinctl attach "$POOL/vol"
+kill_daemon
 
 echo "== while nobody serves it"
 thinctl ls "$POOL" >/dev/null

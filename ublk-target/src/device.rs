@@ -1,6 +1,6 @@
 //! A block device from its making to its end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -21,8 +21,15 @@ use crate::params::{Options, Params, Shape};
 use crate::probe::probe;
 use crate::{Record, Table};
 
-/// How long the driver may take to notice that a device's process is gone.
-const LEFT_LIMIT: Duration = Duration::from_secs(30);
+/// How long the driver may take to notice that a device's process is gone: 30 s and some where
+/// [`REQUEST_TIMEOUT_MS`] could not be set.
+const LEFT_LIMIT: Duration = Duration::from_secs(45);
+
+/// When the block layer asks the driver about a request that is not answered; the default is 30 s. It only
+/// asks, and then waits on. But drivers from Linux 6.7 to 6.14 notice that a process has died by the commands
+/// that it leaves. A queue leaves none if all its tags were in the middle of a request, and then this is
+/// when they notice.
+const REQUEST_TIMEOUT_MS: u32 = 1_000;
 
 /// How often it is asked, since the driver tells nobody; and queues that finish their last requests.
 const LEFT_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -282,6 +289,7 @@ impl UblkDevice {
         match started {
             Ok(()) => {
                 self.queues = Some(queues);
+                self.shorten_request_timeout();
                 Ok(())
             }
             Err(error) => {
@@ -299,6 +307,14 @@ impl UblkDevice {
                 let serving = Error::io(format!("serving {}", self.path().display()));
                 Err(queues.join().map_or_else(serving, |()| error))
             }
+        }
+    }
+
+    /// See [`REQUEST_TIMEOUT_MS`]. Without it all works as well, but for a longer wait.
+    fn shorten_request_timeout(&self) {
+        let file = format!("/sys/block/ublkb{}/queue/io_timeout", self.record.device);
+        if let Err(cause) = fs::write(&file, REQUEST_TIMEOUT_MS.to_string()) {
+            tracing::warn!("{file}: {cause}; a dead daemon may be noticed after 30 s only");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pool::{DeviceInfo, DeviceName};
+use pool::DeviceInfo;
 
 use super::blocks::{BlockDevices, Leftover};
 use super::resize::keeps_size;
@@ -41,16 +41,37 @@ impl Attachments {
         }
         for leftover in leftovers {
             let path = leftover.path();
-            let recovered = self.recover_one(&mut state, service, leftover).await;
-            let device = path.display();
-            match recovered {
-                Ok(Some(name)) => tracing::info!("{device}: goes on as {name}"),
-                Ok(None) => {
-                    // Its node may well stay.
-                    self.links.remove(&path);
-                    tracing::info!("{device}: is no more");
-                }
-                Err(cause) => tracing::error!("{device} waits on: {cause}"),
+            if let Err(cause) = self.recover_one(&mut state, service, leftover).await {
+                tracing::error!("{} waits on: {cause}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries once more to take over what could not be when this daemon began.
+    ///
+    /// # Errors
+    /// Why it waits on.
+    pub(super) async fn recover_waiting(
+        &self,
+        state: &mut State,
+        service: &Arc<PoolService>,
+        is_meant: impl Fn(&Leftover) -> bool,
+    ) -> Result<(), CallError> {
+        if self.held.lock().is_empty() {
+            return Ok(());
+        }
+        let leftovers = self.with_blocks(state, |blocks| blocks.leftovers()).await?;
+        for leftover in leftovers.into_iter().filter(is_meant) {
+            let waits = volume_of(service, &leftover)
+                .is_some_and(|info| self.held.lock().contains_key(&info.id));
+            if waits {
+                let path = leftover.path();
+                let recovered = self.recover_one(state, service, leftover).await;
+                recovered.map_err(|cause| {
+                    let message = format!("{} waits on: {cause}", path.display());
+                    CallError::new(cause.kind, message)
+                })?;
             }
         }
         Ok(())
@@ -61,7 +82,8 @@ impl Attachments {
         state: &mut State,
         service: &Arc<PoolService>,
         leftover: Leftover,
-    ) -> Result<Option<DeviceName>, CallError> {
+    ) -> Result<(), CallError> {
+        let path = leftover.path();
         let Some(info) = volume_of(service, &leftover) else {
             let message = "the volume it shows is not in the pool (any more)";
             return Err(CallError::new(CallErrorKind::NotFound, message));
@@ -81,12 +103,15 @@ impl Attachments {
         let device = self.with_blocks(state, recover).await??;
         self.held.lock().remove(&info.id);
         let Some(device) = device else {
-            return Ok(None);
+            // Its node may well stay.
+            self.links.remove(&path);
+            tracing::info!("{}: is no more", path.display());
+            return Ok(());
         };
         let attachment = Attachment {
             name: info.name.clone(),
-            device: device.path(),
-            link: self.links.make(&info.name, &device.path()),
+            link: self.links.make(&info.name, &path),
+            device: path.clone(),
             transport,
             reason: "a daemon before this one left it".to_owned(),
             file: None,
@@ -105,7 +130,8 @@ impl Attachments {
                 attachment,
             },
         );
-        Ok(Some(info.name))
+        tracing::info!("{}: goes on as {}", path.display(), info.name);
+        Ok(())
     }
 }
 
