@@ -6,7 +6,8 @@
 //! blocks written one after the other lie one after the other.
 //!
 //! Blocks are drawn in runs: the data store is asked for the space of a run at once, before any of
-//! its blocks is handed out. What waits to be filled in therefore cannot fail for want of space.
+//! its blocks is handed out. What waits to be filled in therefore cannot fail for want of space. The store
+//! also tells whether a run reads as zeros, as what was never written does.
 
 use std::ops::Range;
 
@@ -22,6 +23,16 @@ pub(crate) struct DataAllocator {
     cursor: usize,
     /// Blocks that have their space: taken in the bitmap, but still counted free.
     ready: Range<u64>,
+    /// Whether they read as zeros.
+    ready_is_zero: bool,
+}
+
+/// A block that was free, and has its space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fresh {
+    pub(crate) block: DataBlock,
+    /// Whether it is known to read as zeros.
+    pub(crate) is_zero: bool,
 }
 
 const WORD_BITS: u64 = u64::BITS as u64;
@@ -35,6 +46,7 @@ impl DataAllocator {
             free: 0,
             cursor: 0,
             ready: 0..0,
+            ready_is_zero: false,
         }
     }
 
@@ -65,10 +77,13 @@ impl DataAllocator {
     }
 
     /// Takes a block that is ready.
-    pub(crate) fn take(&mut self) -> Option<DataBlock> {
+    pub(crate) fn take(&mut self) -> Option<Fresh> {
         let block = self.ready.next()?;
         self.free -= 1;
-        Some(DataBlock(block))
+        Some(Fresh {
+            block: DataBlock(block),
+            is_zero: self.ready_is_zero,
+        })
     }
 
     /// Whether a block is ready.
@@ -97,10 +112,11 @@ impl DataAllocator {
         self.taken[index] |= mask;
     }
 
-    /// Says that the blocks of a drawn run have their space.
-    pub(crate) fn make_ready(&mut self, drawn: Range<u64>) {
+    /// Says that the blocks of a drawn run have their space, and whether they read as zeros.
+    pub(crate) fn make_ready(&mut self, drawn: Range<u64>, is_zero: bool) {
         assert!(self.ready.is_empty(), "one run is made ready at a time");
         self.ready = drawn;
+        self.ready_is_zero = is_zero;
     }
 
     /// Puts a drawn run back.
@@ -157,12 +173,12 @@ mod tests {
     use super::*;
 
     fn take(allocator: &mut DataAllocator) -> Option<DataBlock> {
-        if let Some(block) = allocator.take() {
-            return Some(block);
+        if allocator.has_ready() {
+            return allocator.take().map(|fresh| fresh.block);
         }
         let drawn = allocator.draw(7)?;
-        allocator.make_ready(drawn);
-        allocator.take()
+        allocator.make_ready(drawn, false);
+        allocator.take().map(|fresh| fresh.block)
     }
 
     #[test]
@@ -202,9 +218,21 @@ mod tests {
         assert_eq!((allocator.draw(1), allocator.free()), (None, 70));
         allocator.put_back(64..70);
         assert_eq!(allocator.draw(2), Some(64..66));
-        allocator.make_ready(0..64);
-        assert_eq!(allocator.take(), Some(DataBlock(0)));
+        allocator.make_ready(0..64, false);
+        assert_eq!(take(&mut allocator), Some(DataBlock(0)));
         assert_eq!(allocator.free(), 69);
+    }
+
+    #[test]
+    fn each_run_says_whether_it_is_zero() {
+        let mut allocator = DataAllocator::new(2);
+        allocator.add_free(0..2);
+        for (block, is_zero) in [(0, true), (1, false)] {
+            let drawn = allocator.draw(1).unwrap();
+            allocator.make_ready(drawn, is_zero);
+            let block = DataBlock(block);
+            assert_eq!(allocator.take(), Some(Fresh { block, is_zero }));
+        }
     }
 
     #[test]

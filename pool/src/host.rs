@@ -21,8 +21,9 @@ pub trait DataIo: Send + Sync + 'static {
     fn write(&self, at: u64, buf: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Sees to it that writes to the range will not lack space, where the store can promise that.
-    /// What the range holds stays as it is.
-    fn allocate(&self, at: u64, len: u64) -> impl Future<Output = io::Result<()>> + Send;
+    /// What the range holds stays as it is. Whether that is known to be zeros, all of it; they are
+    /// durable with the next [`DataIo::sync`], like what was written.
+    fn allocate(&self, at: u64, len: u64) -> impl Future<Output = io::Result<bool>> + Send;
 
     /// Makes the range read as zeros and keeps its space allocated.
     fn zero(&self, at: u64, len: u64) -> impl Future<Output = io::Result<()>> + Send;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pool::DataIo;
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::blocking::BlockingPool;
@@ -31,11 +31,17 @@ const ZERO_PIECE_BYTES: u64 = 1024 * 1024;
 /// What `statfs` calls a tmpfs.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
+/// File systems that call nothing a hole that was written, be it in the page cache alone: tmpfs, ext4 and its
+/// forebears, XFS, Btrfs. Others have been seen to (OpenZFS before 2.2.2), or ask a server that knows less.
+const KNOWS_HOLES_MAGIC: [i64; 4] = [TMPFS_MAGIC, 0xef53, 0x5846_5342, 0x9123_683e];
+
 /// A data store in a file or on a block device.
 pub struct FileIo {
     file: Arc<File>,
     threads: BlockingPool,
     syncs: GroupSync,
+    /// Whether its file system can be believed which ranges of it hold no data.
+    knows_holes: bool,
     /// Whether it is in memory, swapped out at worst: that is not worth a hand-over.
     is_in_memory: bool,
     nowait_reads_known: AtomicBool,
@@ -54,7 +60,9 @@ impl FileIo {
         // Readahead leaves large folios in the page cache, which make small writes many times
         // slower. Only advice: what does not take it works without.
         let _advised = rustix::fs::fadvise(&file, 0, None, Advice::Random);
-        let is_in_memory = is_in_memory(&file);
+        let file_system = file_system(&file);
+        let is_in_memory = file_system == Some(TMPFS_MAGIC);
+        let knows_holes = file_system.is_some_and(|magic| KNOWS_HOLES_MAGIC.contains(&magic));
         let file = Arc::new(file);
         let syncs = {
             let (file, threads) = (Arc::clone(&file), threads.clone());
@@ -64,6 +72,7 @@ impl FileIo {
             file,
             threads,
             syncs,
+            knows_holes,
             is_in_memory,
             nowait_reads_known: AtomicBool::new(true),
             nowait_writes_known: AtomicBool::new(true),
@@ -207,10 +216,10 @@ impl FileIo {
     }
 }
 
-/// Whether a file is a tmpfs's. The file system of a device node says nothing about the device.
-fn is_in_memory(file: &File) -> bool {
+/// What `statfs` calls the file system of a file. That of a device node says nothing about the device.
+fn file_system(file: &File) -> Option<i64> {
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-    is_file && rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC)
+    is_file.then(|| Some(rustix::fs::fstatfs(file).ok()?.f_type))?
 }
 
 /// Begins a sync on the ring of this thread, or on a thread that may wait.
@@ -252,16 +261,19 @@ impl DataIo for FileIo {
         Ok(())
     }
 
-    async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+    async fn allocate(&self, at: u64, len: u64) -> io::Result<bool> {
         if len == 0 {
-            return Ok(());
+            return Ok(true);
         }
-        match self.fallocate(FallocateFlags::KEEP_SIZE, at, len).await {
-            // A block device has its space, and of a file system that cannot promise it nothing is
-            // lost.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(()),
-            Err(cause) => Err(cause.into()),
+        let (file, knows_holes) = (Arc::clone(&self.file), self.knows_holes);
+        let job = move || {
+            let is_zero = knows_holes && is_hole(&file, at, len);
+            allocate(&file, at, len).map(|()| is_zero)
+        };
+        if self.is_in_memory {
+            return job();
         }
+        self.threads.offload(job).await
     }
 
     async fn zero(&self, at: u64, len: u64) -> io::Result<()> {
@@ -305,9 +317,27 @@ impl DataIo for FileIo {
     fn size(&self) -> io::Result<u64> {
         let metadata = self.file.metadata()?;
         if metadata.file_type().is_block_device() {
-            return Ok(rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))?);
+            return Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?);
         }
         Ok(metadata.len())
+    }
+}
+
+/// Whether a range of a file holds no data: it was never written, or given back. Space that was merely
+/// allocated is such a hole, too.
+fn is_hole(file: &File, at: u64, len: u64) -> bool {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => data >= at + len,
+        // None from there to the end.
+        Err(cause) => cause == Errno::NXIO,
+    }
+}
+
+fn allocate(file: &File, at: u64, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, at, len) {
+        // A block device has its space, and of a file system that cannot promise it nothing is lost.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(()),
+        Err(cause) => Err(cause.into()),
     }
 }
 

@@ -297,6 +297,7 @@ impl Run {
 fn hesitant(prng: &mut Prng, data_blocks: u64) -> Machine {
     let machine = Machine::new(geometry(data_blocks), prng.fork());
     machine.power.set_pauses(prng.below(4));
+    machine.power.set_holes(50);
     machine
 }
 

@@ -71,8 +71,9 @@ const CHANGES: &[Change] = &[
 /// whatever a power cut leaves of what came later.
 #[test]
 fn a_flushed_change_outlives_the_power() {
-    for (who, change) in CHANGES {
+    for ((who, change), holes) in CHANGES.iter().flat_map(|case| [(case, 0), (case, 100)]) {
         let scene = Scene::new(64, Prng::new(1));
+        scene.machine.power.set_holes(holes);
         change(&scene);
         scene.flush_a();
         scene.expect_durable(who);
@@ -91,8 +92,20 @@ fn a_flushed_change_outlives_the_power() {
 /// A write that asks to be durable is, the same way.
 #[test]
 fn a_durable_write_outlives_the_power() {
-    for sectors in [block(3), sub_block(1, 3), sub_block(1, 0), 5..6, 100..300] {
+    let cases = [
+        block(3),
+        sub_block(1, 3),
+        sub_block(1, 0),
+        sub_block(4, 2),
+        5..6,
+        100..300,
+    ];
+    for (sectors, holes) in cases
+        .into_iter()
+        .flat_map(|case| [(case.clone(), 0), (case, 100)])
+    {
         let scene = Scene::new(64, Prng::new(1));
+        scene.machine.power.set_holes(holes);
         let commits = scene.pool.status().commits;
         block_on(scene.a().write_durably(sectors.clone())).unwrap();
         assert_eq!(scene.pool.status().commits, commits, "a commit");
@@ -137,6 +150,7 @@ fn flushes_beside_commits_of_a_full_pool_hold() {
         for _ in 0..3 {
             let power = &scene.machine.power;
             power.set_pauses(prng.below(4));
+            power.set_holes(50);
             power.cut_at(Some(power.changes() + prng.below(250)));
             run_load(&scene, &mut prng, 20);
             scene.restart_after_cut(&mut prng);

@@ -480,6 +480,7 @@ fn kills_under_load(test: &str, first: u64, count: u64, data_blocks: u64, with_f
         machine = machine.after_kill(&mut prng);
         for round in 0..3 {
             machine.power.set_pauses(prng.below(4));
+            machine.power.set_holes(50);
             let power = &machine.power;
             power.set_kill(true);
             power.cut_at(Some(power.changes() + 3 + prng.below(500)));

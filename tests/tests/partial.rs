@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,12 +11,39 @@ use pool::{Error, ErrorKind, Mode, Pool, ThinDevice};
 use tests::Prng;
 use tests::executor::{Task, block_on, block_on_thread};
 use tests::runs::seeds;
-use tests::setup::{expect_runs, expect_true_space, machine, name, new};
-use tests::sim::{Fault, Io, Machine, Shape, SimHost};
+use tests::setup::{expect_runs, expect_true_space, machine, name, new, read_all};
+use tests::sim::{Fault, Io, Machine, ORIGIN_PATH, Shape, SimHost};
 
 const BLOCK: usize = 65_536;
 const SUB_BLOCK: usize = 4096;
 const DATA_BLOCKS: u64 = 64;
+
+/// A small write to a block that nothing was written to takes a hole of the data store as it is. Other blocks
+/// have more to show than zeros.
+#[test]
+fn a_hole_is_not_filled_in() {
+    let machine = machine(DATA_BLOCKS);
+    machine.power.set_holes(100);
+    let pool = machine.open().unwrap();
+    let origin = Some(PathBuf::from(ORIGIN_PATH));
+    for (volume, origin) in [("plain", None), ("over", origin)] {
+        block_on(pool.create_volume(new(volume), 4 * BLOCK as u64, origin)).unwrap();
+    }
+    let write = |volume, at| {
+        let device = pool.open_device(&name(volume)).unwrap();
+        block_on(device.write(at, &[1; SUB_BLOCK / 2], false)).unwrap();
+        pool.status().partial_blocks
+    };
+    assert_eq!(write("plain", 0), 0);
+    assert_eq!(write("plain", BLOCK as u64 + 3 * 512), 0);
+    let mut expected = vec![0; 4 * BLOCK];
+    expected[..SUB_BLOCK / 2].fill(1);
+    expected[BLOCK + 3 * 512..][..SUB_BLOCK / 2].fill(1);
+    assert!(read_all(&pool, &name("plain")) == expected);
+    block_on(pool.create_snapshots(vec![new("plain@s")])).unwrap();
+    assert_eq!(write("plain", 8192), 1, "shared");
+    assert_eq!(write("over", 0), 2, "over another store");
+}
 
 /// A pool with the volumes `a` and `b` of four blocks, of which `a` holds 64 KiB of ones and has a
 /// snapshot; the first 4 KiB of its first two blocks are twos since, and no read of the data store

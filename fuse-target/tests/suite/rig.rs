@@ -114,7 +114,7 @@ impl DataIo for GatedIo {
         self.file.write(at, buf).await
     }
 
-    async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+    async fn allocate(&self, at: u64, len: u64) -> io::Result<bool> {
         self.file.allocate(at, len).await
     }
 

@@ -2,11 +2,11 @@
 
 use std::io;
 
+use crate::allocator::Fresh;
 use crate::error::{Error, is_full};
 use crate::host::{DataIo, Host};
 use crate::pool::Pool;
 use crate::serve::data_error;
-use crate::units::DataBlock;
 
 /// How much of the data store is asked for at once, in bytes.
 const DRAW_BYTES: u64 = 1024 * 1024;
@@ -14,10 +14,10 @@ const DRAW_BYTES: u64 = 1024 * 1024;
 impl<H: Host> Pool<H> {
     /// Takes a free data block that can be written without lack of space on the data store; none
     /// when the pool has no free block.
-    pub(super) async fn take_block(&self) -> Result<Option<DataBlock>, Error> {
+    pub(super) async fn take_block(&self) -> Result<Option<Fresh>, Error> {
         loop {
-            if let Some(block) = self.allocator.lock().take() {
-                return Ok(Some(block));
+            if let Some(fresh) = self.allocator.lock().take() {
+                return Ok(Some(fresh));
             }
             let _drawing = self.drawing.acquire().await;
             let has_ready = self.make_ready().await;
@@ -48,9 +48,9 @@ impl<H: Host> Pool<H> {
         let allocated = self.data.allocate(at, len).await;
         let mut allocator = self.allocator.lock();
         match allocated {
-            Ok(()) => allocator.make_ready(drawn),
+            Ok(is_zero) => allocator.make_ready(drawn, is_zero),
             Err(_) => allocator.put_back(drawn),
         }
-        allocated.map(|()| true)
+        allocated.map(|_| true)
     }
 }

@@ -18,7 +18,8 @@
 //! log, or with a later commit, which makes the block whole and syncs the data store before it; a power
 //! cut before either brings back the old mapping, whose block nobody has touched. The old block loses a
 //! reference when the commit replaces the mapping in the tree; while any other device maps it, it stays.
-//! Provisioning is the same with zeros, or the external origin, in place of the old block.
+//! Provisioning is the same with zeros, or the external origin, in place of the old block. A data block that is
+//! known to hold zeros already is whole at once.
 //!
 //! A later write to a block that is still partial goes the same way from step 3 on, under the cell.
 //!
@@ -33,6 +34,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::allocator::Fresh;
 use crate::chunks::{Chunk, chunk_of};
 use crate::device::Device;
 use crate::error::Error;
@@ -252,7 +254,7 @@ impl<H: Host> Pool<H> {
             self.log.check_space()?;
             return Err(Stopped::NeedsCommit);
         };
-        let Some(block) = self.take_block().await? else {
+        let Some(Fresh { block, is_zero }) = self.take_block().await? else {
             return Err(Stopped::NeedsSpace);
         };
         let reserved = Reserved {
@@ -260,9 +262,9 @@ impl<H: Host> Pool<H> {
             block: Some(block),
         };
         let partial = Arc::new(Partial::new(block, part.block, place, self.block_size));
-        let may_show_garbage =
-            place == Place::Unmapped && device.origin.is_none() && !self.zero_new_blocks;
-        if may_show_garbage {
+        let was_hole = place == Place::Unmapped && device.origin.is_none();
+        if was_hole && (is_zero || !self.zero_new_blocks) {
+            // The rest of it is right as it is.
             partial.own(&(0..self.block_size.bytes()));
         }
         let range = self

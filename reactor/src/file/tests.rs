@@ -120,7 +120,8 @@ fn allocated_ranges_have_their_space_and_keep_what_they_hold() {
     let (file, io) = store(1 << 20);
     let bytes = pattern(4096, 5);
     block_on(io.write(8192, &bytes)).unwrap();
-    block_on(io.allocate(0, 1 << 18)).unwrap();
+    let is_zero = block_on(io.allocate(0, 1 << 18)).unwrap();
+    assert!(!is_zero);
     let metadata = file.as_file().metadata().unwrap();
     assert!(metadata.blocks() * 512 >= 1 << 18);
     assert_eq!(metadata.len(), 1 << 20);
@@ -131,9 +132,34 @@ fn allocated_ranges_have_their_space_and_keep_what_they_hold() {
     assert_eq!(read, [0; 4096]);
 }
 
+#[test]
+fn what_was_never_written_or_given_back_is_known_to_be_zeros() {
+    let (file, io) = store(1 << 20);
+    if file_system(file.as_file()).is_none_or(|magic| !KNOWS_HOLES_MAGIC.contains(&magic)) {
+        assert!(
+            !block_on(io.allocate(0, 1 << 20)).unwrap(),
+            "it is not to be believed"
+        );
+        return;
+    }
+    let is_zero = |at, len| block_on(io.allocate(at, len)).unwrap();
+    assert!(is_zero(0, 1 << 20));
+    assert!(is_zero(0, 1 << 20), "space alone is no data");
+    block_on(io.write(1 << 18, &pattern(4096, 5))).unwrap();
+    assert!(is_zero(0, 1 << 18));
+    assert!(!is_zero(0, (1 << 18) + 4096));
+    assert!(is_zero((1 << 18) + 4096, 1 << 18));
+    assert!(is_zero(3 << 18, 1 << 18), "up to the end");
+    block_on(io.punch(1 << 18, 4096)).unwrap();
+    assert!(is_zero(0, 1 << 20));
+}
+
 /// Not every file has space to promise.
 #[test]
 fn what_cannot_promise_space_is_used_without() {
     let io = FileIo::open(Path::new("/dev/null"), false, BlockingPool::new(1)).unwrap();
-    block_on(io.allocate(0, 4096)).unwrap();
+    assert!(
+        !block_on(io.allocate(0, 4096)).unwrap(),
+        "a device tells nothing of its contents"
+    );
 }

@@ -83,6 +83,7 @@ impl Driver {
     /// When it cannot be opened.
     pub fn new(geometry: Geometry, mut prng: Prng) -> Self {
         let machine = Machine::new(geometry, prng.fork());
+        machine.power.set_holes(50);
         let pool = match machine.open() {
             Ok(pool) => pool,
             Err(cause) => panic!("an empty pool does not open: {cause}"),

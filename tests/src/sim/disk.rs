@@ -90,16 +90,20 @@ impl DataIo for SimDisk {
         self.change(at, buf).await
     }
 
-    async fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+    async fn allocate(&self, at: u64, len: u64) -> io::Result<bool> {
         assert!(
             at + len <= self.image.lock().len(),
             "{len} bytes at {at} lie beyond the data store"
         );
         self.power.pause().await;
-        match self.power.begin(Io::DataAllocate) {
-            Verdict::Fail(cause) => Err(cause),
-            Verdict::Go => Ok(()),
+        if let Verdict::Fail(cause) = self.power.begin(Io::DataAllocate) {
+            return Err(cause);
         }
+        let is_zero = self.power.is_hole();
+        if is_zero {
+            self.image.lock().write(at, &vec![0; to_usize(len)]);
+        }
+        Ok(is_zero)
     }
 
     async fn zero(&self, at: u64, len: u64) -> io::Result<()> {

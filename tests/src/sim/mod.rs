@@ -3,7 +3,8 @@
 //! What the stores promise is only what the traits they implement promise. A write is volatile
 //! until a sync that was *submitted* after the write had completed; a power cut keeps or drops each
 //! unsynced sector of 512 bytes on its own ([`Shape`]). Blocks never written, and punched ones,
-//! read as garbage. Faults:
+//! read as garbage, until the store says that they are zeros ([`Power::set_holes`]); a power cut may bring
+//! the garbage back. Faults:
 //!
 //! - the power goes at the n-th change of a store, which may happen in part; everything fails from
 //!   then on ([`Power::cut_at`]);
@@ -125,6 +126,7 @@ impl Machine {
     pub fn after_cut(&self, shape: Shape, prng: &mut Prng) -> Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
+        power.set_holes(self.power.holes());
         let log = self.log.file().after_cut(shape, prng);
         let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, log);
         Machine::on(
@@ -141,6 +143,7 @@ impl Machine {
     pub fn after_kill(&self, prng: &mut Prng) -> Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
+        power.set_holes(self.power.holes());
         let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.file());
         Machine::on(
             power,

@@ -111,6 +111,7 @@ struct State {
     fault_hit: bool,
     data_sync_failed: bool,
     pauses: u64,
+    holes: u64,
     is_kill: bool,
 }
 
@@ -158,6 +159,7 @@ impl Power {
             fault_hit: false,
             data_sync_failed: false,
             pauses: 0,
+            holes: 0,
             is_kill: false,
         }))
     }
@@ -233,6 +235,21 @@ impl Power {
 
     pub(super) fn pauses(&self) -> u64 {
         self.0.lock().pauses
+    }
+
+    /// Lets free space of the data store be holes with this chance in percent: it reads as zeros, and says so.
+    pub fn set_holes(&self, percent: u64) {
+        self.0.lock().holes = percent;
+    }
+
+    pub(super) fn holes(&self) -> u64 {
+        self.0.lock().holes
+    }
+
+    pub(super) fn is_hole(&self) -> bool {
+        let mut state = self.0.lock();
+        let percent = state.holes;
+        percent > 0 && state.prng.chance(percent)
     }
 
     /// Waits a random number of polls, so that other tasks go first.
