@@ -77,7 +77,7 @@ what_is_in() {
 }
 
 mount -t tmpfs -o size=1500M srv /srv
-mkdir -p /mnt/vol /mnt/other /mnt/fuse
+mkdir -p /mnt/vol /mnt/other /mnt/fuse /mnt/by-unit
 thinctl init $POOL --size 1G
 boot
 
@@ -188,5 +188,31 @@ for volume in vol other idle; do
     inside "$THINCTL" detach $POOL/$volume
 done
 [ ! -e $POOL/attachments.toml ] || fail "something is persistent still"
+
+echo "== a unit that attaches and mounts"
+attach_unit=thinpool-attach@srv-pool-by\\x2dunit.service
+same "$(inside systemd-escape --path --template thinpool-attach@.service $POOL/by-unit)" "$attach_unit" "the unit"
+inside mkdir -p "/run/systemd/system/$attach_unit.d"
+printf '[Service]\nEnvironment="ATTACH_OPTIONS=--ublk --mount /mnt/by-unit --mkfs ext4"\n' |
+    inside tee "/run/systemd/system/$attach_unit.d/options.conf" >"$SCRATCH/tee"
+inside systemctl daemon-reload
+inside "$THINCTL" create $POOL/by-unit --size 64M
+inside systemctl stop thinpoold@srv-pool.socket $UNIT
+inside systemctl start "$attach_unit"
+until_served
+inside mountpoint -q /mnt/by-unit || fail "not mounted"
+inside sh -c "echo kept >/mnt/by-unit/file"
+inside systemctl restart $UNIT
+until_served
+same "$(what_is_in /mnt/by-unit/file)" kept "the file after a restart of the daemon"
+inside systemctl stop "$attach_unit"
+! inside mountpoint -q /mnt/by-unit || fail "still mounted"
+[ -z "$(device_of by-unit)" ] || fail "still attached"
+[ ! -e $POOL/attachments.toml ] || fail "something is persistent still"
+# What is attached already stays as it is.
+inside "$THINCTL" attach $POOL/by-unit --ublk --mount /mnt/by-unit >"$SCRATCH/device"
+inside systemctl start "$attach_unit"
+same "$(inside cat /mnt/by-unit/file)" kept "the file"
+inside systemctl stop "$attach_unit"
 inside systemctl stop thinpoold@srv-pool.socket $UNIT
 verify $POOL
