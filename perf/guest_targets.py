@@ -205,16 +205,12 @@ class DmThin(Target):
         self.ioctl.message("pool", f"delete {self.id}")
 
     def share(self):
-        self.snapshot = self.new_id()
-        self.take(self.snapshot)
+        self.take(self.new_id())
 
     def take(self, number):
         self.ioctl.suspend("thin")
         self.ioctl.message("pool", f"create_snap {number} {self.id}")
         self.ioctl.resume("thin")
-
-    def unshare(self):
-        self.ioctl.message("pool", f"delete {self.snapshot}")
 
     def operations(self):
         self.fresh(DATA_SIZE)
@@ -268,9 +264,6 @@ class Thinpool(Target):
 
     def share(self):
         run(THINCTL, "create-snap", f"{self.pool}/vol@shared")
-
-    def unshare(self):
-        run(THINCTL, "rm", f"{self.pool}/vol@shared")
 
     def operations(self):
         self.fresh(DATA_SIZE)

@@ -63,6 +63,15 @@ pub enum Error {
         block_devices: &'static str,
     },
 
+    /// A volume is to have a second device.
+    #[error("{path}: its volume is device {device} already", path = .path.display())]
+    Taken {
+        /// Its file.
+        path: PathBuf,
+        /// The device that it has.
+        device: u32,
+    },
+
     /// A system call failed.
     #[error("{path}: {source}", path = .path.display())]
     Io {
@@ -119,10 +128,17 @@ impl<R: Record> Table<R> {
     /// Adds a device, durably.
     ///
     /// # Errors
-    /// When the table cannot be written.
+    /// When the table cannot be written, or its volume has another device.
     pub fn insert(&mut self, record: R) -> Result<(), Error> {
         let mut records = self.records.clone();
         records.retain(|other| other.device() != record.device());
+        let is_its = |other: &&R| other.volume() == record.volume();
+        if let Some(other) = records.iter().find(is_its) {
+            return Err(Error::Taken {
+                path: self.path.clone(),
+                device: other.device(),
+            });
+        }
         records.push(record);
         self.replace(records)
     }

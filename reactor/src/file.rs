@@ -334,7 +334,8 @@ fn is_hole(file: &File, at: u64, len: u64) -> bool {
 }
 
 fn allocate(file: &File, at: u64, len: u64) -> io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, at, len) {
+    let allocate = || rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, at, len);
+    match rustix::io::retry_on_intr(allocate) {
         // A block device has its space, and of a file system that cannot promise it nothing is lost.
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(()),
         Err(cause) => Err(cause.into()),

@@ -53,7 +53,10 @@ serve_traced() {
 
 echo "== killed with every tag in the middle of a request"
 idle=$(thinctl attach "$POOL/idle" --ublk --depth 1)
-same "$(<"/sys/block/${idle#/dev/}/queue/io_timeout")" 1000 "the limit of a request in ms"
+until [ "$(<"/sys/block/${idle#/dev/}/queue/io_timeout")" = 1000 ]; do
+    kill -0 "$DAEMON" || fail "the daemon ended: $(cat "$SCRATCH/serve.${#DAEMONS[@]}.log")"
+    sleep 0.1
+done
 : >"$SCRATCH/trace"
 strace -f -qq -o "$SCRATCH/trace" -p "$DAEMON" -e trace=fdatasync -e inject=fdatasync:delay_enter=60s 2>"$SCRATCH/strace.log" &
 tracer=$!
@@ -97,12 +100,16 @@ kill_daemon
 not_taken_over
 
 echo "== it cannot be taken over"
-mv "/dev/ublkc${DEVICE#/dev/ublkb}" "$SCRATCH/node"
+# Not out of /dev: the kernel would not know its nodes again.
+mkdir /dev/aside
+mv "$DEVICE" "/dev/ublkc${DEVICE#/dev/ublkb}" /dev/aside
 serve "$POOL"
 grep -q "$DEVICE waits on: " "$SCRATCH/serve.${#DAEMONS[@]}.log" || fail "taken over without a character device"
 expect 9 "$DEVICE waits on: " thinctl attach "$POOL/vol"
 expect 9 "$DEVICE waits on: " thinctl detach "$POOL/vol"
-mv "$SCRATCH/node" "/dev/ublkc${DEVICE#/dev/ublkb}"
+expect 5 "in use" thinctl rm "$POOL/vol"
+mv /dev/aside/* /dev
+rmdir /dev/aside
 expect 4 "already attached as $DEVICE" thinctl attach "$POOL/vol"
 kill_daemon
 

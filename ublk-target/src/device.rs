@@ -1,9 +1,10 @@
 //! A block device from its making to its end.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -118,6 +119,7 @@ impl UblkDevice {
             return Err(error);
         }
         device.reserve.clear();
+        device.shorten_request_timeout();
         Ok(device)
     }
 
@@ -289,7 +291,6 @@ impl UblkDevice {
         match started {
             Ok(()) => {
                 self.queues = Some(queues);
-                self.shorten_request_timeout();
                 Ok(())
             }
             Err(error) => {
@@ -310,11 +311,28 @@ impl UblkDevice {
         }
     }
 
-    /// See [`REQUEST_TIMEOUT_MS`]. Without it all works as well, but for a longer wait.
+    /// Sets [`REQUEST_TIMEOUT_MS`], for as long as there is the block device. Without it all works as well,
+    /// but for a longer wait.
+    ///
+    /// The kernel does that when no request is under way, and lets nobody kill who waits for it. So another
+    /// process does, which has nothing of ours open: else a daemon killed in that moment would keep its pool,
+    /// and the device that only the next one can serve.
     fn shorten_request_timeout(&self) {
         let file = format!("/sys/block/ublkb{}/queue/io_timeout", self.record.device);
-        if let Err(cause) = fs::write(&file, REQUEST_TIMEOUT_MS.to_string()) {
-            tracing::warn!("{file}: {cause}; a dead daemon may be noticed after 30 s only");
+        let value = REQUEST_TIMEOUT_MS.to_string();
+        let writer = Command::new("/bin/sh")
+            .args(["-c", "echo \"$1\" >\"$0\"", &file, &value])
+            .stdin(Stdio::null())
+            .spawn();
+        let wait = move |mut writer: Child| {
+            let is_set = writer.wait().is_ok_and(|status| status.success());
+            if !is_set {
+                tracing::warn!("{file} is not set: a dead daemon may be noticed after 30 s only");
+            }
+        };
+        let started = writer.and_then(|writer| thread::Builder::new().spawn(move || wait(writer)));
+        if let Err(cause) = started {
+            tracing::warn!("{}: cannot set io_timeout: {cause}", self.path().display());
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the next process must know of a device.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,11 @@ impl Record {
     /// `/dev/ublkbN`.
     pub fn path(&self) -> PathBuf {
         block_device(self.device)
+    }
+
+    /// Whether the driver has a block device of that number, be there a node for it or not.
+    pub fn is_there(&self) -> bool {
+        Path::new(&format!("/sys/block/ublkb{}", self.device)).exists()
     }
 }
 

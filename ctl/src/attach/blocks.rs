@@ -135,7 +135,7 @@ impl Leftover {
     /// Whether its driver still has it.
     pub fn is_there(&self) -> bool {
         match self {
-            Leftover::Ublk(leftover) => leftover.path().exists(),
+            Leftover::Ublk(leftover) => leftover.is_there(),
             Leftover::Nbd(leftover) => leftover.is_there(),
         }
     }

@@ -58,13 +58,10 @@ impl Attachments {
         service: &Arc<PoolService>,
         is_meant: impl Fn(&Leftover) -> bool,
     ) -> Result<(), CallError> {
-        if self.held.lock().is_empty() {
-            return Ok(());
-        }
         let leftovers = self.with_blocks(state, |blocks| blocks.leftovers()).await?;
         for leftover in leftovers.into_iter().filter(is_meant) {
             let waits = volume_of(service, &leftover)
-                .is_some_and(|info| self.held.lock().contains_key(&info.id));
+                .is_some_and(|info| !state.attached.contains_key(&info.id));
             if waits {
                 let path = leftover.path();
                 let recovered = self.recover_one(state, service, leftover).await;

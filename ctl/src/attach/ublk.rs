@@ -71,6 +71,11 @@ impl Leftover {
     pub fn path(&self) -> PathBuf {
         self.record.path()
     }
+
+    /// Whether its driver still has it.
+    pub fn is_there(&self) -> bool {
+        self.record.is_there()
+    }
 }
 
 /// The ublk devices of a pool.

@@ -102,6 +102,8 @@ impl DataIo for SimDisk {
         let is_zero = self.power.is_hole();
         if is_zero {
             self.image.lock().write(at, &vec![0; to_usize(len)]);
+            self.power.pause().await;
+            self.power.check()?;
         }
         Ok(is_zero)
     }
