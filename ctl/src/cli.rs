@@ -123,6 +123,16 @@ pub enum Command {
         #[arg(value_name = "POOL[/VOL[@SNAP]]")]
         what: String,
     },
+    /// Show a pool in the words of the kernel's `dmsetup status`
+    ///
+    /// Transaction id, used and total metadata blocks of 4K (those that are kept back count as used), used and total
+    /// data blocks, the held metadata root, `rw`, `ro`, `out_of_data_space` or `Fail`, whether discards are
+    /// passed down, what happens without free data blocks, `needs_check` or `-`, and how few free metadata blocks are
+    /// few. Before them stand 0, the sectors of the data store, and `thin-pool`.
+    Status {
+        /// The pool
+        pool: String,
+    },
     /// Draw what was made from what
     Tree {
         /// The pool

@@ -7,6 +7,7 @@ mod docs;
 mod doctor;
 mod pools;
 mod show;
+mod status;
 mod verify;
 
 use crate::cli::{Cli, Command};
@@ -78,6 +79,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Freeze { volume } => devices::freeze(context, &volume).await,
         Command::Ls { pool } => show::list(context, &pool).await,
         Command::Info { what } => show::info(context, &what).await,
+        Command::Status { pool } => status::status(context, &pool).await,
         Command::Tree { pool } => show::tree(context, &pool).await,
         Command::Du { pool } => show::usage(context, &pool).await,
         Command::Attach(args) => attach::attach(context, &args).await,

@@ -88,6 +88,10 @@ pub struct Status {
     pub metadata_total_bytes: u64,
     /// Metadata store: bytes in use.
     pub metadata_used_bytes: u64,
+    /// Metadata store: bytes kept back, so that what was begun can always be committed.
+    pub metadata_reserve_bytes: u64,
+    /// The metadata block of the superblock that a metadata snapshot holds; 0 when there is none.
+    pub held_root: u64,
     /// The metadata's transaction id, raised by every change of names or devices.
     pub transaction_id: u64,
     /// The snapshot counter.
@@ -98,6 +102,8 @@ pub struct Status {
     pub mode_reason: String,
     /// Whether the superblock asks for a check before it is written again.
     pub needs_check: bool,
+    /// Whether the data store is given back the space of blocks that nobody uses any more.
+    pub discard_passdown: bool,
     /// How many volumes.
     pub volumes: u64,
     /// How many snapshots.

@@ -17,7 +17,7 @@ use crate::flush::Flushes;
 use crate::host::Host;
 use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
 use crate::log::IntentLog;
-use crate::metadata::Committed;
+use crate::metadata::{self, Committed};
 use crate::name::DeviceName;
 use crate::replay::Replayed;
 use crate::room::Room;
@@ -329,11 +329,14 @@ impl<H: Host> Pool<H> {
             data_used_bytes: (total - free) * self.block_size.bytes(),
             metadata_total_bytes: metadata_total * BLOCK_SIZE as u64,
             metadata_used_bytes: (metadata_total - metadata_free) * BLOCK_SIZE as u64,
+            metadata_reserve_bytes: metadata::reserve(metadata_total) * BLOCK_SIZE as u64,
+            held_root: committed.superblock.held_root,
             transaction_id: committed.superblock.transaction_id,
             time: committed.superblock.time,
             mode,
             mode_reason,
             needs_check: committed.superblock.needs_check(),
+            discard_passdown: self.discard_passdown,
             volumes,
             snapshots,
             deleting: counter(&self.counters.deleting),
