@@ -19,7 +19,7 @@ installed "$ROOT" /opt/thin >"$SCRATCH/installed"
 {
     printf '%s\n' bin/thinctl bin/thinpoold share/bash-completion/completions/thinctl \
         share/zsh/site-functions/_thinctl share/fish/vendor_completions.d/thinctl.fish \
-        lib/systemd/system/thinpoold@.{service,socket} lib/udev/rules.d/55-thinpool.rules \
+        lib/systemd/system/{thinpoold@.service,thinpoold@.socket,thinpool-attach@.service} lib/udev/rules.d/55-thinpool.rules \
         share/doc/thinpool/{README.md,ARCHITECTURE.md,CHANGELOG.md,LICENSE-MIT,LICENSE-APACHE} \
         share/man/man1/thinpoold.1 share/man/man1/thinctl.1
     # A page for each command that the tool's help lists.
@@ -65,7 +65,8 @@ if command -v systemd-analyze >/dev/null; then
     for unit in "$units"/*; do
         sed "s,/opt/thin,$ROOT/opt/thin," "$unit" >"$SCRATCH/units/${unit##*/}"
     done
-    systemd-analyze verify --man=no "$SCRATCH"/units/thinpoold@srv-pool.{service,socket} >"$SCRATCH/verify" 2>&1 ||
+    systemd-analyze verify --man=no "$SCRATCH"/units/thinpoold@srv-pool.{service,socket} \
+        "$SCRATCH"/units/thinpool-attach@srv-pool-db.service >"$SCRATCH/verify" 2>&1 ||
         fail "systemd-analyze: $(cat "$SCRATCH/verify")"
     [ ! -s "$SCRATCH/verify" ] || fail "systemd-analyze: $(cat "$SCRATCH/verify")"
 else
@@ -98,7 +99,7 @@ same "$(dpkg-query --admindir="$debian/var/lib/dpkg" -W -f='${Status}' thinpool)
 (cd "$debian" && md5sum --quiet -c var/lib/dpkg/info/thinpool.md5sums) || fail "files differ from their sums"
 dpkg-query --admindir="$debian/var/lib/dpkg" -L thinpool >"$SCRATCH/listed"
 for file in usr/bin/thinctl usr/bin/thinpoold usr/lib/systemd/system/thinpoold@.{service,socket} \
-    usr/lib/udev/rules.d/55-thinpool.rules usr/share/man/man1/thinpoold.1.gz \
+    usr/lib/systemd/system/thinpool-attach@.service usr/lib/udev/rules.d/55-thinpool.rules usr/share/man/man1/thinpoold.1.gz \
     usr/share/bash-completion/completions/thinctl usr/share/zsh/vendor-completions/_thinctl \
     usr/share/doc/thinpool/{copyright,changelog.gz,README.md}; do
     grep -qx "/$file" "$SCRATCH/listed" || fail "$file is not listed"
