@@ -11,7 +11,7 @@
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
 //! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
 //!   pool larger; `catalog.rs` knows the names;
-//! - `open.rs` formats, opens and adopts.
+//! - `open.rs` formats, opens and adopts; `restore.rs` makes metadata of what a dump says.
 //!
 //! The crate uses no runtime, no threads, no clock and no randomness; all that is handed in through
 //! [`Host`] and [`DataIo`].
@@ -39,6 +39,7 @@ mod open;
 mod partial;
 mod pool;
 mod replay;
+mod restore;
 mod room;
 mod serve;
 mod share;
@@ -61,6 +62,7 @@ pub use map::Zeroing;
 pub use name::DeviceName;
 pub use open::{AdoptedVolume, OpenOptions, Stores};
 pub use pool::Pool;
+pub use restore::{DeviceRecord, MappingRecord, PoolRecord, Restore};
 pub use serve::ReadPiece;
 pub use stats::{DeviceStats, Histogram, LATENCY_BOUNDS_US, Operation, OperationStats};
 pub use superblock::INCOMPAT_LOG;
