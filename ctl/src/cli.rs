@@ -166,6 +166,17 @@ pub enum Command {
         /// The pool
         pool: String,
     },
+    /// Write new metadata from a dump
+    ///
+    /// The dump is what `thinctl dump` or thin_dump wrote, without parts that devices share (<def>, <ref>). The
+    /// metadata is as the dump says, with counts made anew, and is checked before it gets its name; `thinctl adopt`
+    /// makes a pool of it and the data store. needs_check is not restored.
+    ///
+    /// A dump does not say which parts of their trees devices shared, so each gets a tree of its own: with many
+    /// snapshots, the metadata takes more space than it did. Data blocks stay shared.
+    ///
+    /// Until it is done, FILE is called FILE.restoring; a block device has no superblock.
+    Restore(RestoreArgs),
     /// Write the contents of a volume or snapshot to standard output
     Read {
         /// The volume or snapshot
@@ -241,6 +252,20 @@ pub struct AdoptArgs {
     /// Never change the pool
     #[arg(long)]
     pub read_only: bool,
+}
+
+/// What makes metadata of a dump.
+#[derive(Args, Debug)]
+pub struct RestoreArgs {
+    /// The dump; - for standard input
+    pub dump: PathBuf,
+    /// The new metadata: a file that does not exist, or a block device that begins with zeros
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+    /// Its size, a multiple of 4K; unless given, that of a new pool, or more if the mappings take more, and all
+    /// of a block device
+    #[arg(long, value_parser = parse_positive_size)]
+    pub metadata_size: Option<u64>,
 }
 
 /// What enlarges a pool.

@@ -6,6 +6,7 @@ mod devices;
 mod docs;
 mod doctor;
 mod pools;
+mod restore;
 mod show;
 mod status;
 mod verify;
@@ -87,6 +88,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Doctor => doctor::doctor(context).await,
         Command::Check { pool } => return verify::check(context, &pool).await,
         Command::Dump { pool } => verify::dump(context, &pool).await,
+        Command::Restore(args) => restore::restore(context, &args),
         Command::Read {
             device,
             offset,

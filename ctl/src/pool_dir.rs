@@ -29,7 +29,10 @@ use pool::FileCatalog;
 use reactor::FileLog;
 use serde::{Deserialize, Serialize};
 
-pub use create::{StoreRequest, adopt, existing_origin, extend_file, init};
+pub use create::{
+    StoreRequest, adopt, check_metadata_size, default_metadata_size, existing_origin, extend_file,
+    init,
+};
 pub use locate::{locate, names_pool, new_location};
 pub use lock::Access;
 pub use persistent::{ATTACHMENTS_FILE, Persistent};

@@ -215,7 +215,22 @@ fn check_size(what: &str, size: Option<u64>, unit: u64) -> Result<(), CallError>
     }
 }
 
-fn default_metadata_size(data_blocks: u64) -> u64 {
+/// Whether metadata can have the size that was asked for.
+///
+/// # Errors
+/// `Invalid`, with what would do.
+pub fn check_metadata_size(size: u64) -> Result<(), CallError> {
+    check_size("metadata", Some(size), METADATA_BLOCK_SIZE)?;
+    if size < METADATA_SIZE_MIN {
+        return Err(CallError::invalid(format!(
+            "metadata size {size}: expected at least {METADATA_SIZE_MIN} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// The size of the metadata of a new pool, in bytes.
+pub fn default_metadata_size(data_blocks: u64) -> u64 {
     data_blocks
         .saturating_mul(METADATA_BYTES_PER_DATA_BLOCK)
         .clamp(METADATA_SIZE_DEFAULT_MIN, METADATA_SIZE_MAX)

@@ -58,6 +58,7 @@ fn every_command_takes_json() {
         "detach",
         "doctor",
         "check",
+        "restore",
         "dump",
         "read",
         "write",

@@ -294,3 +294,92 @@ fn a_pool_that_needs_a_check_stays_read_only() {
     daemon.stop();
     assert!(fs::read(&metadata).unwrap() == before);
 }
+
+#[test]
+fn metadata_is_restored_from_a_dump() {
+    let bench = Bench::with_pool();
+    bench.ok(&["create", "p/vol", "--size", "4M"]);
+    bench.write(&["p/vol"], &noise(2 << 20, 1));
+    bench.ok(&["create-snap", "p/vol@s"]);
+    let dump = bench.ok(&["dump", "p"]);
+    fs::write(bench.path("dump"), &dump).unwrap();
+
+    assert_eq!(bench.ok(&["restore", "dump", "--to", "new"]), "");
+    let outcome = bench.thinctl_with(
+        &[
+            "restore",
+            "-",
+            "--to",
+            "piped",
+            "--metadata-size",
+            "1M",
+            "--json",
+        ],
+        dump.as_bytes(),
+    );
+    let restored: serde_json::Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    for (key, number) in [
+        ("devices", 2),
+        ("mappings", 64),
+        ("metadata_blocks", 256),
+        ("data_blocks", 1024),
+        ("data_blocks_used", 32),
+    ] {
+        assert_eq!(restored[key], number, "{key}: {restored}");
+    }
+    assert_eq!(fs::metadata(bench.path("new")).unwrap().len(), 64 << 20);
+    let volume = "--volume=0:vol:4M";
+    bench.ok(&[
+        "adopt",
+        "q",
+        "--metadata",
+        "new",
+        "--data",
+        "p/data",
+        volume,
+    ]);
+    assert!(bench.read(&["q/vol"]) == bench.read(&["p/vol"]));
+    assert_eq!(bench.ok(&["dump", "q"]), dump);
+    assert!(bench.ok(&["check", "q"]).starts_with("clean: "));
+}
+
+#[test]
+fn what_cannot_be_restored_leaves_nothing() {
+    let bench = Bench::with_pool();
+    bench.ok(&["create", "p/vol", "--size", "4M"]);
+    let dump = bench.ok(&["dump", "p"]);
+    fs::write(bench.path("dump"), &dump).unwrap();
+    fs::write(bench.path("half"), &dump[..dump.len() / 2]).unwrap();
+    fs::write(
+        bench.path("ref"),
+        dump.replace("</device>", "<ref name=\"1\"/></device>"),
+    )
+    .unwrap();
+    let to = ["--to", "new"];
+    let refused = |args: &[&str], code, reason| {
+        bench.refused(&[&["restore"], args].concat(), code, reason);
+        assert!(!bench.path("new").exists() && !bench.path("new.restoring").exists());
+    };
+    refused(&["half", to[0], to[1]], 8, "half: line 2: ");
+    refused(&["ref", to[0], to[1]], 8, "<ref>: parts that devices share");
+    refused(&["p", to[0], to[1]], 9, "p: is a directory");
+    refused(&["none", to[0], to[1]], 3, "none: ");
+    refused(
+        &["dump", to[0], to[1], "--metadata-size", "1000001"],
+        2,
+        "multiple of 4096",
+    );
+    refused(
+        &["dump", to[0], to[1], "--metadata-size", "4K"],
+        2,
+        "at least 262144",
+    );
+    refused(&["dump", "--to", "none/new"], 3, "none/new: ");
+    refused(
+        &["dump", "--to", "p/metadata"],
+        4,
+        "p/metadata: there is something already",
+    );
+    refused(&["dump", "--to", "p"], 4, "p: there is something already");
+    refused(&["dump"], 2, "--to");
+}
