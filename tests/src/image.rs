@@ -1,10 +1,13 @@
 //! Judging a metadata image: with our own checker, and with the tools people already have.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::process::Command;
 
-use metadata_check::{CheckOptions, DumpOptions, check, dump};
+use metadata_check::{CheckOptions, DumpError, DumpOptions, check, dump};
+use metadata_restore::{MetadataSize, Options, restore};
 use pool::INCOMPAT_LOG;
 
 use crate::model::Mapping;
@@ -107,6 +110,40 @@ pub fn dump_text(metadata: &Image) -> String {
         Ok(text) => text,
         Err(cause) => panic!("the dump is no text: {cause}"),
     }
+}
+
+/// Fails unless what is restored from a dump is sound, dumps the same, and has the same data blocks in use.
+///
+/// # Panics
+/// When it is not.
+pub fn expect_restorable(metadata: &Image, data_blocks_used: u64) {
+    let text = dump_text(metadata);
+    let Ok(directory) = tempfile::tempdir() else {
+        panic!("no temporary directory to be had")
+    };
+    let path = directory.path().join("metadata");
+    let options = Options {
+        size: MetadataSize::ForDataBlocks(&|_| 16 * 4096),
+        watch: &|_| ControlFlow::Continue(()),
+    };
+    let restored = match restore(text.as_bytes(), &path, &options) {
+        Ok(restored) => restored,
+        Err(cause) => panic!("cannot restore: {cause}\n{text}"),
+    };
+    assert_eq!(
+        restored.data_blocks_used, data_blocks_used,
+        "data blocks in use, as restored"
+    );
+    let mut again = Vec::new();
+    let dumped = File::open(&path)
+        .map_err(DumpError::from)
+        .and_then(|file| dump(&file, &DumpOptions::default(), &mut again));
+    assert!(dumped.is_ok(), "cannot dump what was restored: {dumped:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&again),
+        text,
+        "restored, it differs"
+    );
 }
 
 /// Fails unless `thin_check` finds nothing and `thin_dump` says what our dump says. Skips, loudly,

@@ -307,6 +307,9 @@ impl Driver {
             self.model.used_blocks(),
             "data blocks in use, as recounted"
         );
+        if self.tally.checks.is_multiple_of(5) {
+            image::expect_restorable(&metadata, used);
+        }
         if self.tally.checks.is_multiple_of(20) && image::expect_tools_agree(&metadata) {
             self.tally.tool_checks += 1;
         }
