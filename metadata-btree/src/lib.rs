@@ -71,7 +71,7 @@ pub use checksum::BlockKind;
 pub use codec::Value;
 pub use error::{BlockCheck, Error};
 pub use source::NodeSource;
-pub use space_map::{SpaceMapRoot, SpaceMapRoots};
+pub use space_map::{METADATA_BLOCKS_MAX, SpaceMapRoot, SpaceMapRoots};
 pub use store::{FileStore, MemStore};
 pub use transaction::Transaction;
 pub use version::View;

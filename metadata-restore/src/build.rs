@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use metadata_btree::FileStore;
+use metadata_btree::{FileStore, METADATA_BLOCKS_MAX};
 use metadata_check::CheckOptions;
 use pool::{MappingRecord, PoolRecord, Restore};
 
 use crate::error::Error;
 use crate::parse::{DumpedPool, Item, Parser, Run};
-use crate::target::{BLOCK_SIZE, METADATA_BLOCKS_MAX, Target};
+use crate::target::{BLOCK_SIZE, Target};
 
 /// Mappings between two looks at the caller's wishes.
 const MAPPINGS_A_TURN: u64 = 4096;

@@ -18,6 +18,7 @@ mod fields;
 
 use std::io::BufRead;
 
+use metadata_btree::METADATA_BLOCKS_MAX;
 use pool::{BlockSize, DeviceRecord, PoolRecord, ThinId};
 use quick_xml::Reader;
 use quick_xml::errors::SyntaxError;
@@ -26,7 +27,6 @@ use quick_xml::events::{BytesStart, Event};
 use self::fields::Fields;
 use crate::error::{Error, Fault};
 use crate::lines::{Lines, PIECE_LEN_MAX};
-use crate::target::METADATA_BLOCKS_MAX;
 
 const SUPERBLOCK: &str = "superblock";
 const DEVICE: &str = "device";

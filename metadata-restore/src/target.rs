@@ -10,6 +10,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use metadata_btree::METADATA_BLOCKS_MAX;
 use rustix::fs::{
     CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, fallocate, flock, renameat_with,
 };
@@ -18,10 +19,7 @@ use rustix::io::Errno;
 use crate::error::Error;
 
 /// Bytes of a metadata block.
-pub(crate) const BLOCK_SIZE: u64 = 4096;
-
-/// What the format can address: 255 bitmaps of 16320 blocks.
-pub(crate) const METADATA_BLOCKS_MAX: u64 = 255 * 16320;
+pub(crate) const BLOCK_SIZE: u64 = metadata_btree::BLOCK_SIZE as u64;
 
 /// How much of a block device must be zero for it to be taken as unused.
 const UNUSED_LEN: usize = 64 * 1024;

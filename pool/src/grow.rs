@@ -2,16 +2,13 @@
 
 use std::sync::Arc;
 
-use metadata_btree::BLOCK_SIZE;
+use metadata_btree::{BLOCK_SIZE, METADATA_BLOCKS_MAX};
 
 use crate::error::Error;
 use crate::host::{DataIo, Host};
 use crate::metadata::{self, COUNTS_A_BITMAP};
 use crate::pool::Pool;
 use crate::writer::Control;
-
-/// The most metadata blocks the format can count: 255 bitmaps.
-const METADATA_BLOCKS_MAX: u64 = 255 * COUNTS_A_BITMAP;
 
 impl<H: Host> Pool<H> {
     /// Makes the pool use `bytes` of its data store, which must be that large already.

@@ -11,7 +11,7 @@ use crate::protocol::{Call, CallError, Reply};
 /// What the kernel counts the size of devices in.
 const SECTOR_BYTES: u64 = 512;
 
-const METADATA_BLOCK_BYTES: u64 = 4096;
+const METADATA_BLOCK_BYTES: u64 = metadata_btree::BLOCK_SIZE as u64;
 
 /// The kernel calls less free metadata than this low.
 const LOW_WATER_BLOCKS_MAX: u64 = 1024;

@@ -21,10 +21,10 @@ use crate::protocol::{CallError, CallErrorKind};
 use crate::service::{PoolService, metadata_store, new_identity};
 use crate::size::format_size;
 
-const METADATA_BLOCK_SIZE: u64 = 4096;
+const METADATA_BLOCK_SIZE: u64 = metadata_btree::BLOCK_SIZE as u64;
 
-/// What the format can address: 255 bitmaps of 16320 blocks.
-const METADATA_SIZE_MAX: u64 = 255 * 16320 * METADATA_BLOCK_SIZE;
+/// What the format can address.
+const METADATA_SIZE_MAX: u64 = metadata_btree::METADATA_BLOCKS_MAX * METADATA_BLOCK_SIZE;
 
 /// Less would be full at once.
 const METADATA_SIZE_MIN: u64 = 256 << 10;

@@ -35,8 +35,8 @@ const INDEX_HEADER_SIZE: usize = 16;
 const INDEX_ENTRIES: usize = 255;
 const _: () = assert!(INDEX_HEADER_SIZE + INDEX_ENTRIES * IndexEntry::SIZE == BLOCK_SIZE);
 
-/// Metadata blocks one index block can account for.
-pub(crate) const METADATA_BLOCKS_MAX: u64 = (INDEX_ENTRIES * COUNTS_PER_BITMAP) as u64;
+/// The most blocks that metadata can have: what one index block can account for, 255 bitmaps of 16320.
+pub const METADATA_BLOCKS_MAX: u64 = (INDEX_ENTRIES * COUNTS_PER_BITMAP) as u64;
 
 /// Reads one entry of the index block.
 pub(crate) fn index_entry(index: &Block, bitmap: usize) -> IndexEntry {

@@ -10,7 +10,8 @@ mod metadata;
 
 pub(crate) use bitmap::{Bitmap, COUNTS_PER_BITMAP};
 pub(crate) use disk::DiskMap;
-pub(crate) use metadata::{METADATA_BLOCKS_MAX, MetadataMap, index_entry};
+pub use metadata::METADATA_BLOCKS_MAX;
+pub(crate) use metadata::{MetadataMap, index_entry};
 
 use crate::block::BlockNr;
 use crate::codec::{Value, get_u32, get_u64, put_u32, put_u64};
