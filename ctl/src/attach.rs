@@ -453,6 +453,10 @@ impl Attachments {
     pub async fn shut_down(&self, service: &PoolService) {
         let machine_ends = blocking(systemd::machine_ends).await.unwrap_or_default();
         let mut state = self.state.lock().await;
+        if let Some(mount) = state.mount.as_ref().filter(|_| !machine_ends) {
+            // Loop devices cannot be left to the next daemon.
+            mount.end_waiting();
+        }
         let mut tries_left = SHUTDOWN_RETRIES_MAX;
         while let Some((id, attached)) = state.attached.pop_first() {
             let device = attached.attachment.device.clone();

@@ -58,6 +58,10 @@ impl<H: Host> OpenFile<H> {
     }
 
     /// Stores the bytes, at most up to the end of the file, and returns how many.
+    pub(crate) fn end_waiting(&self) {
+        self.device.end_waiting();
+    }
+
     pub(crate) async fn write(
         &self,
         offset: u64,

@@ -56,6 +56,14 @@ impl<H: Host> Handles<H> {
         self.files.read().get(&handle).map(Arc::clone)
     }
 
+    /// Has writes to open files wait no longer for data space.
+    pub(crate) fn end_waiting(&self) {
+        self.files
+            .read()
+            .values()
+            .for_each(|file| file.end_waiting());
+    }
+
     pub(crate) fn release_file(&self, handle: u64) {
         let file = self.files.write().remove(&handle);
         drop(file);

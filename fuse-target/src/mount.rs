@@ -92,6 +92,11 @@ impl<H: Host> FuseMount<H> {
         self.handles.wait_closed(name, timeout)
     }
 
+    /// Has writes to files that are open now wait no longer for data space, so that they fail.
+    pub fn end_waiting(&self) {
+        self.handles.end_waiting();
+    }
+
     /// Unmounts and ends the threads. With a file still open it is [`Error::Busy`], and everything
     /// goes on as before. Idempotent.
     pub fn unmount(&mut self) -> Result<(), Error> {

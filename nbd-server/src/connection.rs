@@ -108,6 +108,7 @@ where
     fn run(mut self) -> io::Result<()> {
         loop {
             self.take_requests();
+            self.end_waiting();
             self.executor.run_ready();
             self.send();
             let idle = self.executor.is_empty() && self.session.outbox.borrow().is_empty();
@@ -168,6 +169,15 @@ where
                 Next::Over => Intaking::Over,
             };
             return;
+        }
+    }
+
+    /// With the client gone, or the server about to end, nothing waits for data space any more.
+    fn end_waiting(&self) {
+        if self.intake_state == Intaking::Over || self.stopping.load(Ordering::Relaxed) {
+            // A client that repeats requests on another connection is to hear of them there.
+            self.session.withholds.set(self.siblings.is_some());
+            self.session.device().end_waiting();
         }
     }
 

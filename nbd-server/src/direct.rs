@@ -73,7 +73,7 @@ impl<H: Host> DirectConnections<H> {
             received: Vec::new(),
             agreement: Agreement {
                 facts: facts_of(&self.device),
-                device: self.device.clone(),
+                device: self.device.another_handle(),
                 structured: false,
                 contexts: Selection::default(),
             },
@@ -107,7 +107,8 @@ impl<H: Host> DirectConnections<H> {
     }
 
     /// Ends all connections: requests that have arrived are carried out and answered, as far as the client
-    /// still listens; the client repeats the others on connections that it is given later.
+    /// still listens, but for writes that wait for data space; the client repeats those, and the others, on
+    /// connections that it is given later.
     pub fn close(&self) {
         for socket in self.siblings.live.lock().values() {
             // A client that is gone already needs no telling.

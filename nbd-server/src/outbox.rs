@@ -75,6 +75,11 @@ impl Outbox {
         self.replies.push_back(reply);
     }
 
+    /// Gives back the cost of a request that is not replied to.
+    pub(crate) fn release(&mut self, cost: usize) {
+        self.released += cost;
+    }
+
     /// Fills `slices` with what is to be sent next; returns how many it used.
     pub(crate) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
         let mut skip = self.sent;

@@ -32,6 +32,8 @@ pub(crate) struct Session<H: Host> {
     pub(crate) outbox: RefCell<Outbox>,
     /// The client takes no more replies.
     pub(crate) deaf: Cell<bool>,
+    /// Requests that lack space are not answered: the client repeats them where they may wait.
+    pub(crate) withholds: Cell<bool>,
 }
 
 /// A request as it came in.
@@ -60,6 +62,7 @@ impl<H: Host> Session<H> {
             buffers: RefCell::default(),
             outbox: RefCell::default(),
             deaf: Cell::new(false),
+            withholds: Cell::new(false),
         }
     }
 
@@ -112,6 +115,9 @@ impl<H: Host> Session<H> {
         }
         let body = match result {
             Ok(body) => body,
+            Err(refusal) if refusal.errno == Errno::NoSpace && self.withholds.get() => {
+                return self.outbox.borrow_mut().release(incoming.cost);
+            }
             Err(refusal) if self.terms.structured => Body::Bytes(wire::error_chunk(
                 request.cookie,
                 refusal.errno,

@@ -26,6 +26,7 @@ pub use store::{CatalogStore, FileCatalog};
 
 use crate::error::Error;
 use crate::name::DeviceName;
+use crate::queue::NoSpaceOverride;
 use crate::units::{DEVICE_SIZE_MAX, ThinId};
 
 /// What is recorded of one device.
@@ -42,6 +43,9 @@ pub(crate) struct Entry {
     pub(crate) parent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) external_origin: Option<PathBuf>,
+    /// Where it differs from its pool.
+    #[serde(flatten)]
+    pub(crate) no_space: NoSpaceOverride,
 }
 
 /// One operation on the catalog.
@@ -56,6 +60,12 @@ pub(crate) enum Operation {
     Resize { name: DeviceName, size: u64 },
     /// A volume may not be written any more.
     Freeze { name: DeviceName },
+    /// What becomes of a volume's writes without data space differs from the pool, here and no longer there.
+    NoSpace {
+        name: DeviceName,
+        #[serde(flatten)]
+        no_space: NoSpaceOverride,
+    },
     /// A name now means another device, made from `parent`; the old one is being deleted.
     Rollback {
         name: DeviceName,
@@ -275,6 +285,7 @@ impl Catalog {
                 self.entry_mut(name)?.size = *size;
             }
             Operation::Freeze { name } => self.entry_mut(name)?.read_only = true,
+            Operation::NoSpace { name, no_space } => self.entry_mut(name)?.no_space = *no_space,
             Operation::Rollback {
                 name,
                 id,
@@ -326,6 +337,7 @@ fn deleting_operations(id: ThinId) -> Vec<Operation> {
         read_only: true,
         parent: None,
         external_origin: None,
+        no_space: NoSpaceOverride::default(),
     };
     vec![Operation::Add(entry), Operation::Remove { name }]
 }

@@ -329,7 +329,7 @@ impl<H: Host> Pool<H> {
         self.commits.complete(number);
     }
 
-    fn has_superseded(&self) -> bool {
+    pub(crate) fn has_superseded(&self) -> bool {
         !self.superseded.lock().is_empty()
     }
 
@@ -421,42 +421,9 @@ impl<H: Host> Pool<H> {
             blocks.iter().for_each(|block| allocator.release(*block));
         }
         self.epochs.released(blocks.len() as u64);
-    }
-
-    /// Finds a free data block for a write that got none: frees what a commit, a deletion in
-    /// progress, or a drained epoch can free.
-    pub(crate) async fn make_space(self: &Arc<Self>) -> Result<(), Error> {
-        // What was left out is worth one more try.
-        let mut left_out = self.check_all_covered().is_err();
-        loop {
-            let uncommitted = self.backlog.has_untried()
-                || self.has_superseded()
-                || std::mem::take(&mut left_out);
-            if uncommitted {
-                self.commit_through(self.commits.next()).await?;
-            }
-            let waiting = self.epochs.waiting_blocks() > 0;
-            if waiting {
-                let has_free = || self.allocator.lock().free() > 0;
-                self.epochs.some_drained(has_free).await;
-                self.release_drained().await;
-            }
-            if self.allocator.lock().free() > 0 {
-                return Ok(());
-            }
-            // Without a deletion the writer was ours for a moment, and no commit under way: what
-            // others were about to free is to be seen now, or there is nothing.
-            if !uncommitted && !waiting && !self.reclaim_piece().await? && !self.may_free() {
-                return Err(Error::OutOfDataSpace);
-            }
+        if !blocks.is_empty() {
+            self.queue.note_space();
         }
-    }
-
-    fn may_free(&self) -> bool {
-        self.backlog.has_untried()
-            || self.has_superseded()
-            || self.epochs.waiting_blocks() > 0
-            || self.allocator.lock().free() > 0
     }
 
     /// Gives back the blocks of deleted devices, in bounded pieces with a commit each, until none
@@ -467,7 +434,7 @@ impl<H: Host> Pool<H> {
     }
 
     /// One piece of a deletion in progress. Whether there was one.
-    async fn reclaim_piece(self: &Arc<Self>) -> Result<bool, Error> {
+    pub(crate) async fn reclaim_piece(self: &Arc<Self>) -> Result<bool, Error> {
         let writer = self.writer.acquire().await;
         let Some(id) = writer.catalog.deleting().first().copied() else {
             return Ok(false);

@@ -15,6 +15,7 @@ use crate::metadata::Metadata;
 use crate::name::DeviceName;
 use crate::open::open_origin;
 use crate::pool::Pool;
+use crate::queue::NoSpaceOverride;
 use crate::sync::{ClosedGates, Held};
 use crate::units::{DEVICE_SIZE_MAX, SECTOR_SIZE, ThinId};
 use crate::writer::{Control, Writer};
@@ -65,6 +66,7 @@ impl<H: Host> Pool<H> {
             read_only: false,
             parent: None,
             external_origin,
+            no_space: NoSpaceOverride::default(),
         };
         let operations = vec![Operation::Add(entry.clone())];
         let change = Box::new(move |metadata: &mut Metadata| metadata.create_thin(id));
@@ -231,6 +233,26 @@ impl<H: Host> Pool<H> {
         }
         frozen?;
         self.info(&name)
+    }
+
+    /// Says where a volume differs from its pool in what becomes of writes without data space.
+    pub async fn set_no_space(
+        self: &Arc<Self>,
+        name: &DeviceName,
+        no_space: NoSpaceOverride,
+    ) -> Result<DeviceInfo, Error> {
+        check_kind(name, false)?;
+        let writer = self.writer_for_change().await?;
+        let device = self.device(name)?;
+        let operation = Operation::NoSpace {
+            name: name.clone(),
+            no_space,
+        };
+        let publish = || device.update(|entry| entry.no_space = no_space);
+        self.change_catalog(writer, vec![operation], publish)
+            .await?;
+        self.queue.look_again();
+        self.info(name)
     }
 
     /// Commits, and refuses everything from then on. Whoever serves the pool's devices must have

@@ -14,6 +14,7 @@ use crate::map::Zeroing;
 use crate::name::DeviceName;
 use crate::partial::{Partial, Partials};
 use crate::pool::Pool;
+use crate::queue::Patience;
 use crate::serve::ReadPiece;
 use crate::stats::DeviceStats;
 use crate::sync::{Cells, Gate};
@@ -209,6 +210,7 @@ pub enum ExtentState {
 /// [`Error::OutOfRange`], and length 0 succeeds. The futures must be run to completion.
 pub struct ThinDevice<H: Host> {
     opening: Arc<Opening<H>>,
+    patience: Arc<Patience>,
 }
 
 struct Opening<H: Host> {
@@ -226,6 +228,7 @@ impl<H: Host> Clone for ThinDevice<H> {
     fn clone(&self) -> Self {
         ThinDevice {
             opening: Arc::clone(&self.opening),
+            patience: Arc::clone(&self.patience),
         }
     }
 }
@@ -235,6 +238,7 @@ impl<H: Host> ThinDevice<H> {
         device.open()?;
         Ok(ThinDevice {
             opening: Arc::new(Opening { pool, device }),
+            patience: Arc::default(),
         })
     }
 
@@ -304,7 +308,26 @@ impl<H: Host> ThinDevice<H> {
 
     /// Stores `buf` at `offset`; with `durable`, to survive a power cut once done.
     pub async fn write(&self, offset: u64, buf: &[u8], durable: bool) -> Result<(), Error> {
-        self.pool().write(self.device(), offset, buf, durable).await
+        let patience = &self.patience;
+        self.pool()
+            .write(self.device(), offset, buf, durable, patience)
+            .await
+    }
+
+    /// Writes through this handle and its clones do not wait for data space any more; those that do fail
+    /// now, with ENOSPC. For front ends that end, or whose client is gone.
+    pub fn end_waiting(&self) {
+        if self.patience.end() {
+            self.pool().queue.look_again();
+        }
+    }
+
+    /// The same opening as a handle of its own in view of [`ThinDevice::end_waiting`].
+    pub fn another_handle(&self) -> Self {
+        ThinDevice {
+            opening: Arc::clone(&self.opening),
+            patience: Arc::default(),
+        }
     }
 
     /// Makes everything durable that completed on this device before the call.
@@ -327,8 +350,9 @@ impl<H: Host> ThinDevice<H> {
         zeroing: Zeroing,
         durable: bool,
     ) -> Result<(), Error> {
+        let patience = &self.patience;
         self.pool()
-            .write_zeroes(self.device(), offset, len, zeroing, durable)
+            .write_zeroes(self.device(), offset, len, zeroing, durable, patience)
             .await
     }
 

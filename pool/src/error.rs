@@ -75,6 +75,13 @@ pub enum Error {
     #[error("the pool is out of data space: grow it, or delete what is not needed")]
     OutOfDataSpace,
 
+    /// The data store cannot get the space of a free data block: the file system below is full.
+    #[error("the data store gets no more space: {source}; free some on its file system")]
+    DataStoreFull {
+        /// The cause.
+        source: io::Error,
+    },
+
     /// No free metadata block.
     #[error("the pool is out of metadata space: grow its metadata, or delete what is not needed")]
     OutOfMetadataSpace,
@@ -206,6 +213,7 @@ impl Error {
             Error::InUse(_) => ErrorKind::Busy,
             Error::DeviceReadOnly(_) | Error::PoolReadOnly { .. } => ErrorKind::ReadOnly,
             Error::OutOfDataSpace
+            | Error::DataStoreFull { .. }
             | Error::OutOfMetadataSpace
             | Error::OutOfTime
             | Error::OutOfIds => ErrorKind::NoSpace,
@@ -229,6 +237,11 @@ impl Error {
             | Error::NotCommitted { .. }
             | Error::Stopped { .. } => ErrorKind::Io,
         }
+    }
+
+    /// Whether there is no space for data, in the pool or below it: more may come.
+    pub(crate) fn is_lack_of_space(&self) -> bool {
+        matches!(self, Error::OutOfDataSpace | Error::DataStoreFull { .. }) || self.is_full()
     }
 
     /// Whether a store is full.

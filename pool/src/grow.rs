@@ -34,7 +34,9 @@ impl<H: Host> Pool<H> {
         let begun = self.begin_commit();
         let publish = || self.allocator.lock().grow(blocks);
         self.finish_commit(writer, begun, Some(control), publish)
-            .await
+            .await?;
+        self.queue.note_space();
+        Ok(())
     }
 
     /// Refuses a growth whose bitmaps would eat up the metadata: one block for 16320.

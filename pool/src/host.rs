@@ -56,6 +56,6 @@ pub trait Host: Send + Sync + 'static {
     /// Opens the external origin at `path`, a file or block device, for reading only.
     fn open_origin(&self, path: &Path) -> io::Result<Self::Data>;
 
-    /// Monotonic time since some fixed moment. Used for statistics only.
+    /// Monotonic time since some fixed moment: for statistics, and for how long writes wait for space.
     fn now(&self) -> Duration;
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::name::DeviceName;
+use crate::queue::NoSpaceOverride;
 
 /// Whether a thin device is a volume or a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct DeviceInfo {
     pub read_only: bool,
     /// The external origin that shows through where nothing is mapped.
     pub external_origin: Option<PathBuf>,
+    /// Where its writes differ from the pool's when there is no data space.
+    #[serde(flatten)]
+    pub no_space: NoSpaceOverride,
     /// How many exports and attachments hold it open now.
     pub open_count: u64,
 }
@@ -65,7 +69,7 @@ pub struct DeviceUsage {
 pub enum Mode {
     /// Everything works.
     Write,
-    /// Writes that need a data block fail with ENOSPC.
+    /// Writes that need a data block wait for space, or fail with ENOSPC.
     OutOfDataSpace,
     /// Nothing that needs metadata works but deleting.
     OutOfMetadataSpace,
@@ -120,4 +124,8 @@ pub struct Status {
     pub copied_blocks: u64,
     /// Blocks of which only the sub-blocks written so far exist: the next commit fills in the rest.
     pub partial_blocks: u64,
+    /// Writes that wait for data space now.
+    pub queued_writes: u64,
+    /// Whether a write that lacked data space now would wait for it, unless its volume says otherwise.
+    pub queues_without_space: bool,
 }

@@ -6,7 +6,8 @@
 //! - [`Pool`] is what is shared (`pool.rs`), [`ThinDevice`] the handle to one device (`device.rs`);
 //! - `map.rs` decides what a request amounts to, and is pure; `serve/` carries it out;
 //! - `chunks.rs` holds the mappings that requests look up, `allocator.rs` and `epoch.rs` the blocks
-//!   they may take, `partial.rs` those that are not whole yet, `room.rs` how much may change;
+//!   they may take, `partial.rs` those that are not whole yet, `room.rs` how much may change, `queue.rs`
+//!   who waits for space;
 //! - `log.rs` records changes for a daemon that is killed, `replay.rs` does them again;
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
 //! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
@@ -38,6 +39,7 @@ mod name;
 mod open;
 mod partial;
 mod pool;
+mod queue;
 mod replay;
 mod restore;
 mod room;
@@ -62,6 +64,7 @@ pub use map::Zeroing;
 pub use name::DeviceName;
 pub use open::{AdoptedVolume, OpenOptions, Stores};
 pub use pool::Pool;
+pub use queue::{NoSpaceOverride, NoSpacePolicy};
 pub use restore::{DeviceRecord, MappingRecord, PoolRecord, Restore};
 pub use serve::ReadPiece;
 pub use stats::{DeviceStats, Histogram, LATENCY_BOUNDS_US, Operation, OperationStats};

@@ -24,6 +24,7 @@ use crate::log::{self, IntentLog, LogStore, Record, log_error};
 use crate::metadata::{Committed, Metadata};
 use crate::name::DeviceName;
 use crate::pool::{Counters, Health, Pool, Table};
+use crate::queue::{NoSpaceOverride, SpaceQueue};
 use crate::replay::Replayed;
 use crate::room::Room;
 use crate::stats::Histogram;
@@ -147,6 +148,7 @@ impl<H: Host> Pool<H> {
                 created: volume.identity.created,
                 parent: None,
                 external_origin: volume.external_origin,
+                no_space: NoSpaceOverride::default(),
             };
             adopted.apply(&crate::catalog::Operation::Add(entry))?;
         }
@@ -216,6 +218,7 @@ impl<H: Host> Pool<H> {
             table: RwLock::new(table),
             allocator: Mutex::new(allocator),
             drawing: Arc::new(Exclusive::new(())),
+            queue: SpaceQueue::default(),
             epochs: Epochs::new(),
             commits: Rounds::default(),
             flushes: Flushes::default(),
@@ -395,6 +398,7 @@ fn unnamed_entry(
         read_only: false,
         parent: None,
         external_origin: None,
+        no_space: NoSpaceOverride::default(),
     })
 }
 

@@ -19,6 +19,7 @@ use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
 use crate::log::IntentLog;
 use crate::metadata::{self, Committed};
 use crate::name::DeviceName;
+use crate::queue::{NoSpacePolicy, SpaceQueue};
 use crate::replay::Replayed;
 use crate::room::Room;
 use crate::stats::{DeviceStats, Histogram};
@@ -48,6 +49,8 @@ pub struct Pool<H: Host> {
     pub(crate) allocator: Mutex<DataAllocator>,
     /// Who has it asks the data store for the space of the next blocks.
     pub(crate) drawing: Arc<Exclusive<()>>,
+    /// Writes that wait for data space.
+    pub(crate) queue: SpaceQueue,
     pub(crate) epochs: Epochs,
     pub(crate) commits: Rounds,
     pub(crate) flushes: Flushes,
@@ -131,6 +134,8 @@ impl<H: Host> Pool<H> {
         if self.health.level.fetch_max(level, Ordering::SeqCst) < level {
             reason.clone_into(&mut kept);
         }
+        drop(kept);
+        self.queue.look_again();
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
@@ -286,6 +291,7 @@ impl<H: Host> Pool<H> {
             created: entry.created,
             read_only: entry.read_only || self.is_read_only(),
             external_origin: entry.external_origin,
+            no_space: entry.no_space,
             open_count: device.open_count(),
             name: entry.name,
         }
@@ -345,6 +351,8 @@ impl<H: Host> Pool<H> {
             provisioned_blocks: counter(&self.counters.provisioned_blocks),
             copied_blocks: counter(&self.counters.copied_blocks),
             partial_blocks: counter(&self.counters.partial_blocks),
+            queued_writes: self.queue.len(),
+            queues_without_space: self.queue.would_wait(self.host.now()),
         }
     }
 
@@ -358,8 +366,18 @@ impl<H: Host> Pool<H> {
                 Error::OutOfMetadataSpace.to_string(),
             ),
             _ if free_data_blocks == 0 => (Mode::OutOfDataSpace, Error::OutOfDataSpace.to_string()),
-            _ => (Mode::Write, String::new()),
+            _ => match self.queue.lack() {
+                Some(reason) => (Mode::OutOfDataSpace, reason),
+                None => (Mode::Write, String::new()),
+            },
         }
+    }
+
+    /// Says what becomes of writes for which there is no data space. Until this is called they fail at
+    /// once: it is for those who serve a pool that others can give more space meanwhile, and who call
+    /// [`Pool::look_for_space`].
+    pub fn set_no_space_policy(&self, policy: NoSpacePolicy) {
+        self.queue.set_policy(Some(policy));
     }
 }
 

@@ -23,6 +23,7 @@ use crate::metadata::Metadata;
 use crate::name::DeviceName;
 use crate::open::open_origin;
 use crate::pool::Pool;
+use crate::queue::NoSpaceOverride;
 use crate::sync::{ClosedGates, Gate};
 use crate::trees::TIME_MAX;
 use crate::units::ThinId;
@@ -151,6 +152,7 @@ impl<H: Host> Pool<H> {
                 created: new.identity.created,
                 parent: Some(parent.uuid),
                 external_origin: parent.external_origin,
+                no_space: NoSpaceOverride::default(),
             };
             shares.push(Share {
                 origin,

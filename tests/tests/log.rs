@@ -715,8 +715,10 @@ fn a_full_disk_below_the_log_stops_nobody() {
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
         block_on(a.flush()).unwrap();
     }
-    assert_eq!(pool.status().mode, Mode::Write);
+    assert_eq!(pool.status().mode, Mode::OutOfDataSpace);
     machine.power.set_faults([]);
     block_on(a.write(0, &[1; BLOCK], true)).unwrap();
+    block_on(pool.look_for_space());
+    assert_eq!(pool.status().mode, Mode::Write);
     expect_true_space(&machine, &pool);
 }

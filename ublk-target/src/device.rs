@@ -226,7 +226,8 @@ impl UblkDevice {
         self.delete(table)
     }
 
-    /// Leaves the block device to the next process: requests under way are answered, later ones wait.
+    /// Leaves the block device to the next process: requests under way are answered, later ones wait, and
+    /// so do writes that wait for data space already.
     /// This process must end before another can take it over.
     pub fn leave(self) {
         drop(self);
@@ -363,6 +364,8 @@ fn reserve_descriptors() -> Result<Vec<File>, Error> {
 /// The threads that serve a device.
 struct Queues {
     switch: Arc<Switch>,
+    /// Has writes wait no longer for data space.
+    end_waiting: Box<dyn Fn() + Send + Sync>,
     threads: Vec<JoinHandle<QueueEnd>>,
 }
 
@@ -372,8 +375,11 @@ impl Queues {
         device: &Arc<CharDevice>,
         thin: &ThinDevice<H>,
     ) -> Result<Self, Error> {
+        let thin = thin.another_handle();
+        let waiting = thin.clone();
         let mut queues = Queues {
             switch: Arc::default(),
+            end_waiting: Box::new(move || waiting.end_waiting()),
             threads: Vec::new(),
         };
         let mut places = StartLine::places(record.queues);
@@ -416,10 +422,12 @@ impl Queues {
         result
     }
 
-    /// Makes the threads take no more requests, and waits until those under way are answered. They
-    /// stay parked until the process ends.
+    /// Makes the threads take no more requests, and waits until those under way are answered, but for
+    /// writes that wait for data space: these are left to the next process. The threads stay parked until
+    /// the process ends.
     fn leave(self) {
         self.switch.throw();
+        (self.end_waiting)();
         let is_busy = || {
             let ended = self.threads.iter().filter(|thread| thread.is_finished());
             self.switch.parked() + ended.count() < self.threads.len()

@@ -292,6 +292,7 @@ mod tests {
             created: String::new(),
             read_only: false,
             external_origin: None,
+            no_space: pool::NoSpaceOverride::default(),
             open_count: 0,
         }
     }

@@ -1,6 +1,7 @@
 //! Tests of the catalog.
 
 use super::*;
+use crate::queue::NoSpaceOverride;
 
 fn entry(id: u32, name: &str) -> Entry {
     Entry {
@@ -12,6 +13,7 @@ fn entry(id: u32, name: &str) -> Entry {
         read_only: name.contains('@'),
         parent: None,
         external_origin: None,
+        no_space: NoSpaceOverride::default(),
     }
 }
 

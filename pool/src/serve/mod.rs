@@ -6,6 +6,7 @@
 
 mod fill;
 mod read;
+mod space;
 mod take;
 mod unmap;
 mod write;

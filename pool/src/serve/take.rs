@@ -12,18 +12,31 @@ use crate::serve::data_error;
 const DRAW_BYTES: u64 = 1024 * 1024;
 
 impl<H: Host> Pool<H> {
-    /// Takes a free data block that can be written without lack of space on the data store; none
-    /// when the pool has no free block.
-    pub(super) async fn take_block(&self) -> Result<Option<Fresh>, Error> {
+    /// Takes a free data block that can be written without lack of space on the data store.
+    ///
+    /// # Errors
+    /// As [`Pool::ready_block`].
+    pub(super) async fn take_block(&self) -> Result<Fresh, Error> {
         loop {
             if let Some(fresh) = self.allocator.lock().take() {
-                return Ok(Some(fresh));
+                return Ok(fresh);
             }
-            let _drawing = self.drawing.acquire().await;
-            let has_ready = self.make_ready().await;
-            if !has_ready.map_err(data_error("allocating space"))? {
-                return Ok(None);
-            }
+            self.ready_block().await?;
+        }
+    }
+
+    /// Sees to it that there is a block to take, of whose space the data store is sure.
+    ///
+    /// # Errors
+    /// [`Error::OutOfDataSpace`] when no block is free, [`Error::DataStoreFull`] when there is no space
+    /// for it.
+    pub(super) async fn ready_block(&self) -> Result<(), Error> {
+        let _drawing = self.drawing.acquire().await;
+        match self.make_ready().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::OutOfDataSpace),
+            Err(source) if is_full(&source) => Err(Error::DataStoreFull { source }),
+            Err(source) => Err(data_error("allocating space")(source)),
         }
     }
 

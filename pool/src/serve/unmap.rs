@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::log::Intent;
 use crate::map::{self, Place, Zeroing};
 use crate::pool::Pool;
+use crate::queue::Patience;
 use crate::serve::check_range;
 use crate::serve::write::Payload;
 use crate::sync::yield_now;
@@ -92,6 +93,7 @@ impl<H: Host> Pool<H> {
         len: u64,
         zeroing: Zeroing,
         durable: bool,
+        patience: &Patience,
     ) -> Result<(), Error> {
         let range = check_range(device, offset, len)?;
         self.check_writable(device)?;
@@ -101,14 +103,14 @@ impl<H: Host> Pool<H> {
         }
         let keep = matches!(zeroing, Zeroing::KeepMapped | Zeroing::FastKeepMapped);
         if keep || device.origin.is_some() || whole.is_empty() {
-            self.zero_mapped(device, range, keep).await?;
+            self.zero_mapped(device, range, keep, patience).await?;
         } else {
             let bytes = self.block_size.bytes();
-            self.zero_mapped(device, range.start..whole.start * bytes, keep)
+            self.zero_mapped(device, range.start..whole.start * bytes, keep, patience)
                 .await?;
             self.unmap(device, whole.clone()).await?;
             let tail = range.end.min(whole.end * bytes)..range.end;
-            self.zero_mapped(device, tail, keep).await?;
+            self.zero_mapped(device, tail, keep, patience).await?;
         }
         if durable {
             self.flush(device).await?;
@@ -122,6 +124,7 @@ impl<H: Host> Pool<H> {
         device: &Arc<Device<H::Data>>,
         range: Range<u64>,
         keep: bool,
+        patience: &Patience,
     ) -> Result<(), Error> {
         for part in map::parts(range, self.block_size) {
             let unmapped = {
@@ -134,7 +137,7 @@ impl<H: Host> Pool<H> {
             if keep || !unmapped || device.origin.is_some() {
                 let start = self.block_size.start_of(part.block) + part.begin;
                 let payload = Payload::Zeros(part.len);
-                self.write_payload(device, start..start + part.len, payload, false)
+                self.write_payload(device, start..start + part.len, payload, false, patience)
                     .await?;
             }
             yield_now().await;
@@ -161,7 +164,8 @@ impl<H: Host> Pool<H> {
             self.chunk(device, block).await?.get(block).is_some()
         };
         if is_mapped {
-            self.zero_mapped(device, tail, false).await?;
+            self.zero_mapped(device, tail, false, &Patience::NONE)
+                .await?;
         }
         Ok(())
     }

@@ -43,6 +43,7 @@ use crate::log::Intent;
 use crate::map::{self, BlockPart, Place};
 use crate::partial::Partial;
 use crate::pool::Pool;
+use crate::queue::{Patience, Turn};
 use crate::serve::{check_range, data_error, usize_of};
 use crate::trees::Mapping;
 use crate::units::{DataBlock, VirtualBlock};
@@ -80,8 +81,6 @@ enum Target {
 
 /// Why a write stopped before it was done.
 enum Stopped {
-    /// A commit may bring free blocks.
-    NeedsSpace,
     /// Too much has changed since the last commit.
     NeedsCommit,
     Failed(Error),
@@ -100,9 +99,10 @@ impl<H: Host> Pool<H> {
         offset: u64,
         buf: &[u8],
         durable: bool,
+        patience: &Patience,
     ) -> Result<(), Error> {
         let range = check_range(device, offset, buf.len() as u64)?;
-        self.write_payload(device, range, Payload::Bytes(buf), durable)
+        self.write_payload(device, range, Payload::Bytes(buf), durable, patience)
             .await
     }
 
@@ -112,18 +112,26 @@ impl<H: Host> Pool<H> {
         mut range: Range<u64>,
         mut payload: Payload<'_>,
         durable: bool,
+        patience: &Patience,
     ) -> Result<(), Error> {
+        let mut turn = Turn::New;
         while range.start < range.end {
             let mut progress = Progress { range, payload };
-            let stopped = self.write_until_stopped(device, &mut progress).await;
+            let stopped = self.write_until_stopped(device, &mut progress, &turn).await;
             Progress { range, payload } = progress;
             match stopped {
                 Ok(()) => {}
-                Err(Stopped::NeedsSpace) => self.make_space().await?,
                 Err(Stopped::NeedsCommit) => self.commit_through(self.commits.next()).await?,
+                Err(Stopped::Failed(cause)) if cause.is_lack_of_space() => {
+                    self.find_space(device, patience, &mut turn, cause).await?;
+                }
                 Err(Stopped::Failed(cause)) => return Err(cause),
             }
         }
+        if let Turn::Waiting(_) = turn {
+            self.queue.note_space();
+        }
+        drop(turn);
         if durable {
             self.flush(device).await?;
         }
@@ -135,6 +143,7 @@ impl<H: Host> Pool<H> {
         self: &Arc<Self>,
         device: &Arc<Device<H::Data>>,
         progress: &mut Progress<'_>,
+        turn: &Turn<'_>,
     ) -> Result<(), Stopped> {
         let _pass = device.writes.enter().await;
         // Asked again: it may have been frozen while this waited at the gate.
@@ -150,7 +159,7 @@ impl<H: Host> Pool<H> {
                     self.write_in_place(at, payload).await?;
                 }
                 Target::UnderCell => {
-                    self.write_under_cell(device, &part, payload).await?;
+                    self.write_under_cell(device, &part, payload, turn).await?;
                 }
             }
             progress.payload = rest;
@@ -209,6 +218,7 @@ impl<H: Host> Pool<H> {
         device: &Arc<Device<H::Data>>,
         part: &BlockPart,
         payload: Payload<'_>,
+        turn: &Turn<'_>,
     ) -> Result<(), Stopped> {
         let _cell = device.blocks.lock(part.block.0).await;
         let chunk = self.chunk(device, part.block).await?;
@@ -217,6 +227,9 @@ impl<H: Host> Pool<H> {
             device.snapshotted_time.load(Ordering::Acquire),
         );
         let Place::Exclusive(block) = place else {
+            if !self.queue.admits(turn) {
+                return Err(Error::OutOfDataSpace.into());
+            }
             return self.write_new(device, &chunk, part, place, payload).await;
         };
         // Under the cell the answer stays true.
@@ -254,9 +267,7 @@ impl<H: Host> Pool<H> {
             self.log.check_space()?;
             return Err(Stopped::NeedsCommit);
         };
-        let Some(Fresh { block, is_zero }) = self.take_block().await? else {
-            return Err(Stopped::NeedsSpace);
-        };
+        let Fresh { block, is_zero } = self.take_block().await?;
         let reserved = Reserved {
             pool: self,
             block: Some(block),

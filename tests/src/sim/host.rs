@@ -39,6 +39,14 @@ impl SimHost {
     }
 }
 
+impl SimHost {
+    /// Lets time pass.
+    pub fn advance(&self, by: Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        self.now.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
 impl Host for SimHost {
     type Data = SimDisk;
 

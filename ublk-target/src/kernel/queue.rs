@@ -47,6 +47,9 @@ use crate::buffer::PageBuffer;
 use crate::request::Descriptor;
 use crate::serve::carry_out;
 
+/// The answer to a write that lacked space.
+const NO_SPACE: i32 = -Errno::NOSPC.raw_os_error();
+
 /// Parks the queues of a device from another thread.
 #[derive(Default)]
 pub(crate) struct Switch {
@@ -260,6 +263,10 @@ impl<H: Host> Queue<'_, H> {
             self.busy.set(self.busy.get() + 1);
             let answer = carry_out(&self.thin, self.descriptor(tag), buffer.bytes()).await;
             self.busy.set(self.busy.get() - 1);
+            if self.switch.is_thrown() && answer == NO_SPACE {
+                // Perhaps it was waiting for space: the driver hands it to the next process, which waits on.
+                return;
+            }
             // The next line hands the answer to the ring before it waits, so that nothing comes
             // between it and the count.
             let address = BufDesc::RawAddress(buffer.address());
