@@ -112,6 +112,15 @@ pub enum Command {
     },
     /// Enlarge a pool
     Grow(GrowArgs),
+    /// Set how a pool or volume deals with lack of space
+    ///
+    /// Writes for which there is no data block wait, as with the kernel's thin pools, first come, first served, until
+    /// the pool grows or something is deleted. After --no-space-timeout they fail with ENOSPC, and so do later
+    /// ones, until there is space. Reads, and writes to blocks that are there, go on. While no daemon serves
+    /// the pool nothing waits.
+    ///
+    /// What is said of a pool stands in its pool.toml. A running daemon follows at once.
+    Set(SetArgs),
     /// List volumes and snapshots
     Ls {
         /// The pool
@@ -133,6 +142,12 @@ pub enum Command {
         /// The pool
         pool: String,
     },
+    /// Show what has happened to a pool since its daemon began, one JSON value a line
+    ///
+    /// Each has a number, a time, the pool, and an event: opened; mode_changed (from, to, reason); low_water (store,
+    /// free_bytes, total_bytes, percent), once each time that the mark is crossed; grown (store, from_bytes, to_bytes);
+    /// no_space_timeout (seconds); auto_grow_failed (bytes, reason). The last 1000 are kept.
+    Events(EventsArgs),
     /// Draw what was made from what
     Tree {
         /// The pool
@@ -279,6 +294,81 @@ pub struct GrowArgs {
     /// New size of the metadata store, a multiple of 4K
     #[arg(long, value_parser = parse_positive_size)]
     pub metadata_size: Option<u64>,
+}
+
+/// What changes how a pool or volume deals with space.
+#[derive(Args, Debug)]
+pub struct SetArgs {
+    /// The pool, or a volume that is to differ from it
+    #[arg(value_name = "POOL[/VOL]")]
+    pub what: String,
+    /// Whether writes without data space fail at once; of a volume also: as its pool does
+    #[arg(long, value_name = "yes|no|pool")]
+    pub error_if_no_space: Option<OrPool<bool>>,
+    /// How long they wait otherwise, in seconds; 0 is for ever; of a volume also: as its pool does
+    #[arg(long, value_name = "SECONDS|pool")]
+    pub no_space_timeout: Option<OrPool<u64>>,
+    /// The free share of the data and of the metadata store, in percent, below which there is an event; 0 is never
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub low_water: Option<u8>,
+    /// Grow the data store, a file, by itself, up to this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive_size)]
+    pub auto_grow_max: Option<u64>,
+    /// The used share, in percent, from which on it grows; 80 unless given
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=99))]
+    pub auto_grow_at: Option<u8>,
+    /// By how much it grows at a time; 1G unless given
+    #[arg(long, value_name = "SIZE", value_parser = parse_positive_size)]
+    pub auto_grow_by: Option<u64>,
+    /// Do not grow it by itself any more
+    #[arg(long, conflicts_with_all = ["auto_grow_max", "auto_grow_at", "auto_grow_by"])]
+    pub no_auto_grow: bool,
+}
+
+/// A value of a volume's own, or that of its pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OrPool<T> {
+    /// As the pool does.
+    Pool,
+    /// This.
+    Value(T),
+}
+
+impl FromStr for OrPool<bool> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "yes" => Ok(OrPool::Value(true)),
+            "no" => Ok(OrPool::Value(false)),
+            "pool" => Ok(OrPool::Pool),
+            _ => Err("expected yes, no or pool".to_owned()),
+        }
+    }
+}
+
+impl FromStr for OrPool<u64> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pool" => Ok(OrPool::Pool),
+            _ => text
+                .parse()
+                .map(OrPool::Value)
+                .map_err(|_| "expected a number of seconds, or pool".to_owned()),
+        }
+    }
+}
+
+/// What shows events.
+#[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// The pool
+    pub pool: String,
+    /// Go on with what happens, until the daemon ends
+    #[arg(long)]
+    pub follow: bool,
 }
 
 /// What attaches a device.

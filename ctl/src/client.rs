@@ -15,9 +15,11 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use pool::DeviceName;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::events::PoolEvent;
 use crate::frame::{Decoder, Frame};
 use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
 use crate::protocol::{Call, CallError, CallErrorKind, Event, PoolInfo, Progress, Reply};
@@ -177,30 +179,40 @@ impl Client {
         Ok(response)
     }
 
+    /// Receives what has happened to the pool, and with `follow` what happens until the daemon ends.
+    ///
+    /// # Errors
+    /// As [`Client::read`].
+    pub async fn pool_events(
+        &mut self,
+        follow: bool,
+        take: &mut dyn FnMut(PoolEvent) -> Result<(), CallError>,
+    ) -> Result<(), CallError> {
+        let path = format!("/v1/events?follow={follow}");
+        let response = self.request(Method::GET, &path, full(Vec::new())).await?;
+        let mut lines = Lines::new(response);
+        while let Some(event) = lines.next(self).await? {
+            take(event)?;
+        }
+        Ok(())
+    }
+
     async fn events(
         &self,
         response: Response<Incoming>,
         progress: &dyn Fn(Progress),
     ) -> Result<Reply, CallError> {
-        let mut body = response.into_body();
-        let mut buffer: Vec<u8> = Vec::new();
-        while let Some(piece) = self.next_piece(&mut body).await? {
-            let mut begin = buffer.len();
-            buffer.extend_from_slice(&piece);
-            while let Some(end) = buffer[begin..].iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = buffer.drain(..=begin + end).collect();
-                begin = 0;
-                match serde_json::from_slice(&line).map_err(|cause| broken(&self.socket, &cause))? {
-                    Event::Progress(at) => progress(at),
-                    Event::Reply(reply) => return self.ended(&mut body).await.map(|()| *reply),
-                    Event::Error(error) => return Err(error),
+        let mut lines = Lines::new(response);
+        loop {
+            match lines.next(self).await? {
+                Some(Event::Progress(at)) => progress(at),
+                Some(Event::Reply(reply)) => {
+                    return self.ended(&mut lines.body).await.map(|()| *reply);
                 }
-            }
-            if buffer.len() > LINE_LEN_MAX {
-                return Err(broken(&self.socket, &"its answer is too long"));
+                Some(Event::Error(error)) => return Err(error),
+                None => return Err(broken(&self.socket, &"it broke off")),
             }
         }
-        Err(broken(&self.socket, &"it broke off"))
     }
 
     async fn frames(
@@ -244,6 +256,44 @@ impl Client {
             }
         }
         Ok(None)
+    }
+}
+
+/// An answer of lines, each a JSON value.
+struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    fn new(response: Response<Incoming>) -> Self {
+        Lines {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The next one; none when the answer has ended.
+    async fn next<T: DeserializeOwned>(&mut self, client: &Client) -> Result<Option<T>, CallError> {
+        let mut begin = 0;
+        loop {
+            if let Some(end) = self.buffer[begin..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=begin + end).collect();
+                let value = serde_json::from_slice(&line);
+                return value
+                    .map(Some)
+                    .map_err(|cause| broken(&client.socket, &cause));
+            }
+            begin = self.buffer.len();
+            if begin > LINE_LEN_MAX {
+                return Err(broken(&client.socket, &"its answer is too long"));
+            }
+            match client.next_piece(&mut self.body).await? {
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None if begin == 0 => return Ok(None),
+                None => return Err(broken(&client.socket, &"it broke off")),
+            }
+        }
     }
 }
 

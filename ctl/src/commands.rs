@@ -8,6 +8,7 @@ mod doctor;
 mod pools;
 mod restore;
 mod show;
+mod space;
 mod status;
 mod verify;
 
@@ -62,6 +63,8 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Init(args) => pools::init(context, &args),
         Command::Adopt(args) => pools::adopt(context, &args),
         Command::Grow(args) => pools::grow(context, &args).await,
+        Command::Set(args) => space::set(context, &args).await,
+        Command::Events(args) => space::events(context, &args).await,
         Command::Create {
             volume,
             size,

@@ -140,6 +140,7 @@ fn router(service: Arc<PoolService>) -> Router {
         .route("/v1/read", get(read))
         .route("/v1/write", post(write))
         .route("/v1/dump", get(dump))
+        .route("/v1/events", get(events))
         .with_state(service)
 }
 
@@ -202,6 +203,42 @@ async fn status(State(service): State<Arc<PoolService>>) -> Json<PoolInfo> {
     Json(PoolInfo {
         daemon_pid: Some(std::process::id()),
         ..service.pool_info()
+    })
+}
+
+#[derive(Deserialize)]
+struct Following {
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Events, one JSON value a line; to the daemon's end if they are followed.
+async fn events(
+    State(service): State<Arc<PoolService>>,
+    Query(following): Query<Following>,
+) -> Response {
+    streamed(move |sender| async move {
+        let mut last = 0;
+        loop {
+            for event in service.events.after(last) {
+                last = event.number;
+                let mut line = serde_json::to_vec(&event).unwrap_or_default();
+                line.push(b'\n');
+                if sender.send(Ok(line.into())).await.is_err() {
+                    return;
+                }
+            }
+            if !following.follow {
+                return;
+            }
+            let goes_on = tokio::select! {
+                goes_on = service.events.follow(last) => goes_on,
+                () = sender.closed() => false,
+            };
+            if !goes_on {
+                return;
+            }
+        }
     })
 }
 

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::client::Client;
 use crate::control::ControlSocket;
+use crate::events::Happening;
 use crate::exports::{PoolExports, address_of, start_server};
 use crate::metrics::MetricsServer;
 use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
@@ -27,6 +28,7 @@ use crate::serve_args::{NbdAddress, ServeArgs};
 use crate::service::PoolService;
 use crate::service_manager::{HandedSockets, keep_watch, tell_ready, tell_status, tell_stopping};
 use crate::session::patiently;
+use crate::space::look_after;
 
 /// How the ready line begins.
 pub const READY_PREFIX: &str = "ready: ";
@@ -176,7 +178,9 @@ async fn open_pool(dir: &PoolDir, has_socket: bool) -> Result<PoolService, CallE
             }
         }
     }
-    patiently(async || PoolService::open(dir.clone())).await
+    let service = patiently(async || PoolService::open(dir.clone())).await?;
+    service.pool.set_no_space_policy(service.space().no_space());
+    Ok(service)
 }
 
 fn served_already(dir: &PoolDir, pid: Option<u32>) -> CallError {
@@ -218,6 +222,9 @@ fn named(pools: &[Arc<PoolService>]) -> String {
 fn log_opened(service: &PoolService) {
     let (place, status) = (service.dir.path.display(), service.pool.status());
     tracing::info!("{place}: open, transaction id {}", status.transaction_id);
+    service.events.tell(Happening::Opened {
+        replayed_records: service.pool.replayed_records(),
+    });
     if !status.mode_reason.is_empty() {
         tracing::warn!("{place}: {:?}: {}", status.mode, status.mode_reason);
     }
@@ -241,6 +248,7 @@ struct Servers {
     nbd_addresses: Vec<String>,
     metrics_address: Option<String>,
     stop: watch::Sender<bool>,
+    pools: Vec<Arc<PoolService>>,
     control: Vec<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -274,6 +282,7 @@ impl Servers {
             control.push(tokio::spawn(socket.serve(Arc::clone(service), until)));
             tokio::spawn(commit_regularly(Arc::clone(service)));
             tokio::spawn(reclaim_deleted(Arc::clone(service)));
+            tokio::spawn(look_after(Arc::clone(service)));
         }
         let metrics_address = metrics
             .as_ref()
@@ -291,6 +300,7 @@ impl Servers {
             nbd_addresses,
             metrics_address,
             stop,
+            pools: pools.to_vec(),
             control,
         })
     }
@@ -333,6 +343,7 @@ impl Servers {
     /// Takes in nothing new, and lets what runs end.
     async fn stop(self) {
         self.stop.send_replace(true);
+        self.pools.iter().for_each(|service| service.events.end());
         for server in self.nbd {
             if tokio::task::spawn_blocking(move || server.shutdown())
                 .await

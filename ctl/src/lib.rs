@@ -5,7 +5,7 @@
 //! daemon otherwise. Reading order: `cli` and `serve_args` say what can be asked, `protocol` what
 //! travels; `pool_dir` finds and locks a pool, `service` opens it and executes; `session` decides
 //! where that happens; `commands` print. `daemon` puts `control`, `exports`, `attach` and `metrics`
-//! around a service, and `service_manager` hears of them.
+//! around a service, `space` looks after its space and tells `events`, and `service_manager` hears of them.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod client;
 mod commands;
 mod control;
 mod daemon;
+mod events;
 mod exit;
 mod exports;
 mod external;
@@ -31,6 +32,7 @@ mod service;
 mod service_manager;
 mod session;
 mod size;
+mod space;
 mod systemd;
 mod table;
 mod transfer;

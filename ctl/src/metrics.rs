@@ -148,7 +148,7 @@ fn pool_metrics(out: &mut Families, pool: &Labels, status: &Status) {
 }
 
 /// Name, help and value of what can go up and down.
-fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 11] {
+fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 12] {
     [
         (
             "thinpool_block_size_bytes",
@@ -195,6 +195,11 @@ fn pool_gauges(status: &Status) -> [(&'static str, &'static str, u64); 11] {
             "thinpool_partial_blocks",
             "Data blocks of which only written sub-blocks exist; the next commit fills in the rest.",
             status.partial_blocks,
+        ),
+        (
+            "thinpool_queued_writes",
+            "Writes that wait for data space.",
+            status.queued_writes,
         ),
         (
             "thinpool_deleting_devices",

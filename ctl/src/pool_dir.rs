@@ -38,6 +38,7 @@ pub use lock::Access;
 pub use persistent::{ATTACHMENTS_FILE, Persistent};
 
 use crate::protocol::{CallError, CallErrorKind};
+use crate::space::SpacePolicy;
 
 /// The file that makes a directory a pool.
 pub const CONFIG_FILE: &str = "pool.toml";
@@ -74,6 +75,9 @@ pub struct PoolConfig {
     /// Give unused space back to the data store.
     #[serde(default = "yes")]
     pub discard_passdown: bool,
+    /// What is done about its space.
+    #[serde(default)]
+    pub space: SpacePolicy,
 }
 
 fn yes() -> bool {
@@ -131,6 +135,19 @@ impl PoolDir {
             .try_into()
             .map_err(|cause: toml::de::Error| damaged(cause.message().to_owned()))?;
         Ok(PoolDir { path, config })
+    }
+
+    /// Writes down how the pool deals with its space, durably, all or nothing.
+    ///
+    /// # Errors
+    /// What stopped it.
+    pub fn set_space(&self, space: &SpacePolicy) -> Result<(), CallError> {
+        let config = PoolConfig {
+            space: space.clone(),
+            ..self.config.clone()
+        };
+        write_config(&self.path, &config)
+            .map_err(|cause| CallError::io(self.path.join(CONFIG_FILE).display(), &cause))
     }
 
     /// The metadata store.

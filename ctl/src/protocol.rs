@@ -9,10 +9,11 @@ use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pool::{DeviceInfo, DeviceName, DeviceUsage, Status};
+use pool::{DeviceInfo, DeviceName, DeviceUsage, NoSpaceOverride, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{DeviceOptions, FileSystem};
+use crate::space::SpacePolicy;
 use crate::transports::Transport;
 
 /// A request on one pool.
@@ -80,6 +81,15 @@ pub enum Call {
         data_size: Option<u64>,
         /// New size of the metadata store in bytes.
         metadata_size: Option<u64>,
+    },
+    /// Says how the pool deals with its space.
+    SetSpace(SpacePolicy),
+    /// Says where a volume differs from its pool when there is no space.
+    SetNoSpace {
+        /// Which.
+        name: DeviceName,
+        /// Where.
+        no_space: NoSpaceOverride,
     },
     /// All volumes and snapshots.
     List,
@@ -170,6 +180,8 @@ pub struct PoolInfo {
     /// The pool's state.
     #[serde(flatten)]
     pub status: Status,
+    /// How it deals with its space.
+    pub space: SpacePolicy,
     /// The process that serves it, if one does.
     pub daemon_pid: Option<u32>,
 }

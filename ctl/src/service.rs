@@ -6,16 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use metadata_btree::{BlockStore, FileStore};
+use parking_lot::RwLock;
 use pool::{DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
 use reactor::{FileHost, FileIo};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use crate::attach::Attachments;
 use crate::check::check_pool;
+use crate::events::Events;
 use crate::pool_dir::{Access, PoolDir, existing_origin, extend_file};
 use crate::protocol::{
     Call, CallError, CallErrorKind, PoolInfo, Progress, Reply, Resized, UsageReport, UsageTotals,
 };
+use crate::space::SpacePolicy;
 
 /// The pool as this program runs it.
 pub type FilePool = Pool<FileHost>;
@@ -33,6 +36,12 @@ pub struct PoolService {
     pub attachments: Attachments,
     /// Rung when deleted devices wait to be reclaimed.
     pub deleted: Notify,
+    /// What has happened to it.
+    pub events: Events,
+    /// How it deals with its space.
+    space: RwLock<SpacePolicy>,
+    /// Had by who makes a store larger.
+    growing: Mutex<()>,
 }
 
 impl PoolService {
@@ -103,6 +112,9 @@ impl PoolService {
         }
         let attachments = Attachments::new(&dir);
         Ok(PoolService {
+            events: Events::new(dir.label()),
+            space: RwLock::new(dir.config.space.clone()),
+            growing: Mutex::default(),
             dir,
             pool,
             attachments,
@@ -141,6 +153,7 @@ impl PoolService {
             metadata: self.dir.metadata_path(),
             data: self.dir.data_path(),
             status: self.pool.status(),
+            space: self.space(),
             daemon_pid: None,
         }
     }
@@ -187,7 +200,33 @@ impl PoolService {
         })
     }
 
-    async fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), CallError> {
+    /// How the pool deals with its space.
+    pub fn space(&self) -> SpacePolicy {
+        self.space.read().clone()
+    }
+
+    fn set_space(&self, policy: SpacePolicy) -> Result<(), CallError> {
+        policy.check()?;
+        let data = self.dir.data_path();
+        if policy.auto_grow.is_some() && !data.is_file() {
+            let message = format!(
+                "{}: only a data store that is a file can grow by itself",
+                data.display()
+            );
+            return Err(CallError::invalid(message));
+        }
+        self.dir.set_space(&policy)?;
+        *self.space.write() = policy;
+        Ok(())
+    }
+
+    /// Makes the stores as large as said, in bytes.
+    ///
+    /// # Errors
+    /// What stopped it; the metadata store may have grown.
+    pub async fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), CallError> {
+        // Who fails cuts off again what he has added to a file, and no more than that.
+        let _growing = self.growing.lock().await;
         let status = self.pool.status();
         if let Some(bytes) = metadata {
             self.expect_growth("metadata", bytes, status.metadata_total_bytes, 4096)?;
@@ -310,15 +349,18 @@ impl Drop for Extended {
 
 /// A new identity: the pool itself has neither clock nor randomness.
 pub fn new_identity() -> Identity {
-    let now = jiff::Timestamp::now();
-    // Whole seconds: enough for people, and one form for all tools.
-    let created = jiff::Timestamp::from_second(now.as_second())
-        .unwrap_or(now)
-        .to_string();
     Identity {
         uuid: uuid::Uuid::new_v4().to_string(),
-        created,
+        created: now(),
     }
+}
+
+/// The time, RFC 3339, UTC, in whole seconds: enough for people, and one form for all tools.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_second(now.as_second())
+        .unwrap_or(now)
+        .to_string()
 }
 
 fn new_device(name: DeviceName) -> NewDevice {
@@ -397,6 +439,13 @@ pub async fn execute(
         } => {
             service.grow(data_size, metadata_size).await?;
             Reply::Pool(service.pool_info())
+        }
+        Call::SetSpace(policy) => {
+            service.set_space(policy)?;
+            Reply::Pool(service.pool_info())
+        }
+        Call::SetNoSpace { name, no_space } => {
+            Reply::Device(pool.set_no_space(&name, no_space).await.map_err(failed)?)
         }
         Call::List => Reply::Devices(pool.devices()),
         Call::Info { name } => Reply::Device(pool.info(&name).map_err(failed)?),

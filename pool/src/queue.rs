@@ -99,6 +99,9 @@ pub(crate) struct SpaceQueue {
     /// Raised whenever who waits should look again.
     chances: AtomicU64,
     changed: WaitList,
+    /// How often lack of space has begun or ended.
+    turns: AtomicU64,
+    turned: WaitList,
 }
 
 #[derive(Default)]
@@ -144,8 +147,10 @@ impl Drop for Ticket<'_> {
 
 impl SpaceQueue {
     pub(crate) fn set_policy(&self, policy: Option<NoSpacePolicy>) {
-        *self.policy.write() = policy;
-        self.look_again();
+        let before = std::mem::replace(&mut *self.policy.write(), policy);
+        if before != policy {
+            self.look_again();
+        }
     }
 
     pub(crate) fn policy(&self) -> Option<NoSpacePolicy> {
@@ -220,13 +225,28 @@ impl SpaceQueue {
 
     /// All that could be freed was, and there is no space.
     pub(crate) fn note_lack(&self, now: Duration, lack: &Error) {
+        let lack = Lack {
+            since: now,
+            reason: lack.to_string(),
+        };
         let mut state = self.state.lock();
-        if state.lack.is_none() {
-            state.lack = Some(Lack {
-                since: now,
-                reason: lack.to_string(),
-            });
+        let is_new = state.lack.is_none();
+        state.lack.get_or_insert(lack);
+        drop(state);
+        if is_new {
+            self.turn();
         }
+    }
+
+    fn turn(&self) {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+        self.turned.wake_all();
+    }
+
+    /// Waits until lack of space has begun or ended more often than `seen` times; returns how often.
+    pub(crate) async fn next_turn(&self, seen: u64) -> u64 {
+        let turns = || Some(self.turns.load(Ordering::SeqCst)).filter(|turns| *turns > seen);
+        self.turned.until(turns).await
     }
 
     /// There is space, or may be.
@@ -234,6 +254,7 @@ impl SpaceQueue {
         let lacked = self.state.lock().lack.take().is_some();
         if lacked {
             self.look_again();
+            self.turn();
         }
     }
 

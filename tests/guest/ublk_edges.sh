@@ -13,6 +13,7 @@ attach_it() {
 }
 
 new_memory_pool 64M
+thinctl set "$POOL" --error-if-no-space yes
 thinctl create "$POOL/vol" --size 256M
 serve "$POOL"
 

@@ -1,9 +1,10 @@
 #!/bin/bash
-# No space: the pool is out of data blocks, or the disk below it is full. Writers are told,
-# everything else goes on, more space cures it.
+# No space, where writes are not to wait (those that are: queue.sh): the pool is out of data blocks, or the disk
+# below it is full. Writers are told, everything else goes on, more space cures it.
 . "$(dirname "$0")/lib.sh"
 
 new_pool pool --size 16M
+thinctl set "$POOL" --error-if-no-space yes
 thinctl create "$POOL/vol" --size 64M
 thinctl create "$POOL/other" --size 64M
 head -c 1048576 /dev/urandom >"$SCRATCH/mib"
@@ -61,6 +62,7 @@ undo umount "$disk"
 mount -t tmpfs -o size=24m tmpfs "$disk"
 POOL=$disk/pool
 thinctl init "$POOL" --size 64M --metadata-size 4M
+thinctl set "$POOL" --error-if-no-space yes
 thinctl create "$POOL/vol" --size 64M
 thinctl write "$POOL/vol" <"$SCRATCH/mib"
 serve_nbd "$POOL"

@@ -87,7 +87,7 @@ impl CatalogView {
                 let size = line.size.ok_or_else(|| missing("size"))?;
                 self.entry(&name()?)?.size = size;
             }
-            "freeze" => {
+            "freeze" | "nospace" => {
                 self.entry(&name()?)?;
             }
             "rollback" => {

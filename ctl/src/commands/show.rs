@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pool::{DeviceInfo, DeviceKind, DeviceName, Mode};
+use pool::{DeviceInfo, DeviceKind, DeviceName, Mode, NoSpacePolicy};
 use serde::Serialize;
 
 use super::{Context, unexpected};
@@ -10,6 +10,7 @@ use crate::cli::DeviceArg;
 use crate::pool_dir::{Access, names_pool};
 use crate::protocol::{Call, CallError, PoolInfo, Reply, UsageReport};
 use crate::size::format_size;
+use crate::space::AutoGrow;
 use crate::table::{Align, pairs, render};
 
 /// How to open a pool to see what may be written: to one who only reads, everything is read only.
@@ -124,10 +125,15 @@ fn describe_pool(info: &PoolInfo) -> String {
         ),
         ("metadata store", info.metadata.display().to_string()),
         ("block size", format_size(status.block_size)),
+        ("without space", without_space(info.space.no_space())),
+        ("grows by itself", growth(info.space.auto_grow)),
         ("transaction id", status.transaction_id.to_string()),
         ("volumes", status.volumes.to_string()),
         ("snapshots", status.snapshots.to_string()),
     ];
+    if status.queued_writes > 0 {
+        lines.push(("waiting writes", status.queued_writes.to_string()));
+    }
     if status.deleting > 0 {
         lines.push(("being deleted", status.deleting.to_string()));
     }
@@ -162,7 +168,40 @@ fn describe_device(info: &DeviceInfo) -> String {
     if let Some(origin) = &info.external_origin {
         lines.push(("external origin", origin.display().to_string()));
     }
+    if let Some(errors) = info.no_space.error_if_no_space {
+        let what = if errors { "writes fail" } else { "writes wait" };
+        lines.push(("without space", what.to_owned()));
+    }
+    if let Some(seconds) = info.no_space.no_space_timeout {
+        lines.push(("wait for space", waiting_time(seconds)));
+    }
     pairs(&lines)
+}
+
+fn without_space(policy: NoSpacePolicy) -> String {
+    if policy.error_if_no_space {
+        return "writes fail".to_owned();
+    }
+    format!("writes wait {}", waiting_time(policy.no_space_timeout))
+}
+
+fn waiting_time(seconds: u64) -> String {
+    match seconds {
+        0 => "without end".to_owned(),
+        seconds => format!("up to {seconds} s"),
+    }
+}
+
+fn growth(auto_grow: Option<AutoGrow>) -> String {
+    let Some(auto) = auto_grow else {
+        return "no".to_owned();
+    };
+    format!(
+        "at {} % used, by {}, up to {}",
+        auto.threshold_percent,
+        format_size(auto.step),
+        format_size(auto.max)
+    )
 }
 
 /// A device where it stands in the tree.

@@ -2,11 +2,11 @@
 //!
 //! The fields are those of the kernel's documentation, admin-guide/device-mapper/thin-provisioning.
 
-use pool::{Mode, Status};
+use pool::Mode;
 
 use super::{Context, unexpected};
 use crate::pool_dir::Access;
-use crate::protocol::{Call, CallError, Reply};
+use crate::protocol::{Call, CallError, PoolInfo, Reply};
 
 /// What the kernel counts the size of devices in.
 const SECTOR_BYTES: u64 = 512;
@@ -20,12 +20,13 @@ pub(super) async fn status(context: &Context, pool: &str) -> Result<(), CallErro
     match context.call(pool, Access::Write, Call::Status).await? {
         Reply::Pool(info) => context
             .output
-            .print(&info, |info| format!("{}\n", line(&info.status))),
+            .print(&info, |info| format!("{}\n", line(info))),
         other => Err(unexpected(&other)),
     }
 }
 
-fn line(status: &Status) -> String {
+fn line(info: &PoolInfo) -> String {
+    let status = &info.status;
     let target = format!("0 {} thin-pool", status.data_total_bytes / SECTOR_BYTES);
     let mode = match status.mode {
         Mode::Write => "rw",
@@ -53,9 +54,18 @@ fn line(status: &Status) -> String {
     } else {
         "-"
     };
+    // When writes have waited for too long, the kernel says so in this way, too.
+    let has_timed_out = status.mode == Mode::OutOfDataSpace
+        && info.daemon_pid.is_some()
+        && !status.queues_without_space;
+    let no_space = if info.space.error_if_no_space || has_timed_out {
+        "error_if_no_space"
+    } else {
+        "queue_if_no_space"
+    };
     let low_water = (metadata_total / 4).min(LOW_WATER_BLOCKS_MAX);
     format!(
         "{target} {transaction} {metadata_used}/{metadata_total} {data_used}/{data_total} \
-         {held_root} {mode} {discards} error_if_no_space {check} {low_water}"
+         {held_root} {mode} {discards} {no_space} {check} {low_water}"
     )
 }

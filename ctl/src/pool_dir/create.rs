@@ -20,6 +20,7 @@ use crate::cli::VolumeArg;
 use crate::protocol::{CallError, CallErrorKind};
 use crate::service::{PoolService, metadata_store, new_identity};
 use crate::size::format_size;
+use crate::space::SpacePolicy;
 
 const METADATA_BLOCK_SIZE: u64 = metadata_btree::BLOCK_SIZE as u64;
 
@@ -195,6 +196,7 @@ fn config(data: PathBuf, metadata: PathBuf, read_only: bool) -> PoolConfig {
         read_only,
         zero_new_blocks: true,
         discard_passdown: true,
+        space: SpacePolicy::default(),
     }
 }
 

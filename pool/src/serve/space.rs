@@ -22,7 +22,9 @@ impl<H: Host> Pool<H> {
         mut lack: Error,
     ) -> Result<(), Error> {
         loop {
-            if matches!(turn, Turn::New) && !self.may_wait(device, patience) {
+            if self.may_wait(device, patience) {
+                self.queue.join(turn);
+            } else if matches!(turn, Turn::New) {
                 *turn = Turn::AtOnce;
             }
             let seen = self.queue.chances();
@@ -42,7 +44,6 @@ impl<H: Host> Pool<H> {
             if !self.may_wait(device, patience) {
                 return Err(lack);
             }
-            self.queue.join(turn);
             self.queue.another_chance(seen).await;
             self.check_writable(device)?;
             if lack.is_full() && self.queue.admits(turn) {
@@ -93,6 +94,12 @@ impl<H: Host> Pool<H> {
     /// Whether a commit may free blocks.
     fn has_unfreed(&self) -> bool {
         self.backlog.has_untried() || self.has_superseded()
+    }
+
+    /// Waits until lack of data space has begun or ended since that was so `seen` times; returns how often
+    /// it was.
+    pub async fn space_turns(&self, seen: u64) -> u64 {
+        self.queue.next_turn(seen).await
     }
 
     /// To be called about once a second: gives writes that wait for space another chance, and notices space
