@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod driver;
+pub mod episode;
 pub mod executor;
 pub mod history;
 pub mod image;
@@ -13,6 +14,7 @@ pub mod runs;
 pub mod scene;
 pub mod setup;
 pub mod sim;
+pub mod simulate;
 pub mod truth;
 
 pub use prng::Prng;

@@ -1,13 +1,13 @@
 //! Operations on a pool, and a generator of them.
 
 use pool::{DeviceName, Zeroing};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{BLOCK, Model};
 use crate::prng::Prng;
-use crate::sim::Shape;
 
 /// One operation. Offsets, lengths and sizes are in bytes, growth in blocks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are what their names say")]
 pub enum Op {
     /// Creates a volume.
@@ -63,6 +63,7 @@ pub enum Op {
         name: DeviceName,
         offset: u64,
         len: u64,
+        #[serde(with = "ZeroingName")]
         zeroing: Zeroing,
         durable: bool,
     },
@@ -80,11 +81,49 @@ pub enum Op {
     Release,
     /// Closes and opens the pool.
     Reopen,
-    /// Cuts the power and opens the pool.
-    Cut(Shape),
+}
+
+/// How a script says [`Zeroing`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Zeroing")]
+enum ZeroingName {
+    MayUnmap,
+    KeepMapped,
+    Fast,
+    FastKeepMapped,
 }
 
 impl Op {
+    const CREATE: u64 = 0;
+    const WRITE: u64 = 1;
+
+    /// Its kind, as a number below 64.
+    fn kind(&self) -> u64 {
+        match self {
+            Op::Create { .. } => Self::CREATE,
+            Op::Write { .. } => Self::WRITE,
+            Op::Snapshots(_) => 2,
+            Op::Clone { .. } => 3,
+            Op::Remove(_) => 4,
+            Op::Reclaim => 5,
+            Op::Rename { .. } => 6,
+            Op::Resize { .. } => 7,
+            Op::Rollback(_) => 8,
+            Op::Freeze(_) => 9,
+            Op::GrowData(_) => 10,
+            Op::GrowMetadata(_) => 11,
+            Op::Read { .. } => 12,
+            Op::Flush { .. } => 13,
+            Op::Discard { .. } => 14,
+            Op::Zeroes { .. } => 15,
+            Op::Extents { .. } => 16,
+            Op::Commit => 17,
+            Op::Hold(_) => 18,
+            Op::Release => 19,
+            Op::Reopen => 20,
+        }
+    }
+
     /// Whether it is a transaction of its own.
     pub fn is_control(&self) -> bool {
         matches!(
@@ -134,26 +173,56 @@ pub struct Generator {
     volume_blocks: u64,
     /// In percent, how many operations on devices change what is there rather than names.
     requests: u64,
-    cuts: bool,
+    /// Which kinds of operations there are: a bit each.
+    kinds: u64,
+    /// What offsets are multiples of, and how long requests are at most.
+    units: Vec<u64>,
+    lengths: Vec<u64>,
 }
 
 const VOLUMES: u64 = 6;
 const SNAPSHOTS: u64 = 4;
 
 impl Generator {
-    /// A generator for a pool of about this many data blocks.
-    pub fn new(mut prng: Prng, data_blocks: u64, cuts: bool) -> Self {
+    /// A generator of any operations for a pool of about this many data blocks.
+    pub fn new(mut prng: Prng, data_blocks: u64) -> Self {
         let most = (data_blocks / 2).clamp(4, 40);
         Generator {
             volume_blocks: 2 + prng.below(most),
             requests: 60 + prng.below(35),
+            kinds: u64::MAX,
+            units: vec![1, 512, 4096, 4096, BLOCK, BLOCK],
+            lengths: vec![512, 4096, 16_384, BLOCK, 2 * BLOCK, 5 * BLOCK],
             prng,
-            cuts,
         }
+    }
+
+    /// A generator of only some kinds of operations, sizes and alignments: what is rare in a mixture of
+    /// everything is common in one of these.
+    pub fn swarm(mut prng: Prng, data_blocks: u64) -> Self {
+        let mut all = Self::new(prng.fork(), data_blocks);
+        all.kinds = prng.bits() | prng.bits() | 1 << Op::CREATE | 1 << Op::WRITE;
+        let mut some_of = |values: &[u64]| -> Vec<u64> {
+            (0..1 + prng.below(3))
+                .map(|_| values[prng.index(values.len())])
+                .collect()
+        };
+        all.units = some_of(&all.units);
+        all.lengths = some_of(&all.lengths);
+        all
     }
 
     /// The next operation.
     pub fn next(&mut self, model: &Model) -> Op {
+        loop {
+            let op = self.any(model);
+            if self.kinds >> op.kind() & 1 == 1 {
+                return op;
+            }
+        }
+    }
+
+    fn any(&mut self, model: &Model) -> Op {
         if model.devices.is_empty() || !self.prng.chance(self.requests) {
             return self.control(model);
         }
@@ -229,7 +298,6 @@ impl Generator {
             85..86 => Op::GrowMetadata(1 + self.prng.below(8)),
             86..90 => Op::Release,
             90..94 => Op::Reopen,
-            _ if self.cuts => Op::Cut(Shape::any(&mut self.prng)),
             _ => Op::Commit,
         }
     }
@@ -294,8 +362,8 @@ impl Generator {
         if self.prng.chance(1) {
             return (self.prng.below(size + 1), 1 + self.prng.below(2 * BLOCK));
         }
-        let unit = [1, 512, 4096, 4096, BLOCK, BLOCK][self.prng.index(6)];
-        let most = [512, 4096, 16_384, BLOCK, 2 * BLOCK, 5 * BLOCK][self.prng.index(6)];
+        let unit = self.units[self.prng.index(self.units.len())];
+        let most = self.lengths[self.prng.index(self.lengths.len())];
         let offset = self.prng.below(size) / unit * unit;
         let len = (1 + self.prng.below(most)).div_ceil(unit) * unit;
         (offset, len.min(size - offset))

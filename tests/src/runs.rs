@@ -5,9 +5,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::Prng;
-use crate::driver::{Driver, Tally};
-use crate::ops::Generator;
-use crate::sim::{Geometry, Shape};
+use crate::driver::Tally;
+use crate::episode::Conditions;
 
 /// A family of runs.
 #[derive(Clone, Copy, Debug)]
@@ -18,14 +17,8 @@ pub struct Family {
     pub first_seed: u64,
     /// How many seeds.
     pub seeds: u64,
-    /// Operations in a run.
-    pub operations: u64,
-    /// Fewest and most data blocks.
-    pub data_blocks: (u64, u64),
-    /// Fewest and most metadata blocks.
-    pub metadata_blocks: (u64, u64),
-    /// How often the power is cut, or the daemon killed, in the middle of an operation, in percent.
-    pub cuts: u64,
+    /// What a run is like.
+    pub conditions: Conditions,
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -42,53 +35,24 @@ impl Family {
     /// # Panics
     /// When pool and model disagree in any.
     pub fn run(mut self) {
-        self.operations = from_environment("THINPOOL_OPS").unwrap_or(self.operations);
+        if let Some(operations) = from_environment("THINPOOL_OPS") {
+            self.conditions.operations = (operations, operations);
+        }
         let seeds = match from_environment("THINPOOL_SEED") {
             Some(seed) => seed..seed + 1,
             None => self.first_seed..self.first_seed + self.seeds,
         };
         let mut tally = Tally::default();
         for seed in seeds {
-            each_seed(self.test, seed, self.operations, || {
-                tally.add(&self.run_seed(seed))
+            let (_, operations) = self.conditions.operations;
+            each_seed(self.test, seed, operations, || {
+                match self.conditions.run(seed) {
+                    Ok(run) => tally.add(&run),
+                    Err(failure) => panic!("{}\n{}", failure.history, failure.message),
+                }
             });
         }
         eprintln!("{}: {tally:?}", self.test);
-    }
-
-    fn run_seed(&self, seed: u64) -> Tally {
-        let mut prng = Prng::new(seed);
-        let between =
-            |prng: &mut Prng, (least, most): (u64, u64)| least + prng.below(most - least + 1);
-        let geometry = Geometry {
-            data_blocks: between(&mut prng, self.data_blocks),
-            metadata_blocks: between(&mut prng, self.metadata_blocks),
-        };
-        let cuts = self.cuts > 0;
-        let mut generator = Generator::new(prng.fork(), geometry.data_blocks, cuts);
-        let mut driver = Driver::new(geometry, prng.fork());
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            for _ in 0..self.operations {
-                let op = generator.next(&driver.model);
-                if prng.chance(self.cuts) {
-                    let power = &driver.machine.power;
-                    power.cut_at(Some(power.changes() + prng.below(40)));
-                    power.set_kill(prng.chance(50));
-                }
-                driver.step(&op);
-                match &driver.machine.power {
-                    power if !power.is_off() => {}
-                    power if power.is_kill() => driver.kill(Shape::any(&mut prng)),
-                    _ => driver.cut(Shape::any(&mut prng)),
-                }
-                driver.machine.power.cut_at(None);
-            }
-        }));
-        if let Err(cause) = outcome {
-            eprintln!("{geometry:?}\n{}", driver.history());
-            resume_unwind(cause);
-        }
-        driver.tally
     }
 }
 

@@ -5,7 +5,7 @@
 
 use pool::{Mode, Zeroing};
 use tests::Prng;
-use tests::driver::Driver;
+use tests::driver::{Crash, Driver};
 use tests::ops::Op;
 use tests::setup::{geometry, name};
 use tests::sim::{Fault, FaultKind, Io, Shape};
@@ -193,7 +193,7 @@ fn the_power_goes_at_every_change() {
                         driver.step(op);
                     }
                 }
-                driver.cut(shape);
+                driver.crash(&Crash::cut(shape));
                 carry_on(&mut driver);
                 cuts += 1;
             }
@@ -221,7 +221,8 @@ fn the_daemon_is_killed_at_every_change() {
                         driver.step(op);
                     }
                 }
-                driver.kill(Shape::Percent(50));
+                let mut prng = Prng::new(seed + change);
+                driver.crash(&Crash::then_drawn(&mut prng, true, 1));
                 carry_on(&mut driver);
                 kills += 1;
             }
@@ -264,8 +265,8 @@ fn with_fault(workload: &[Op], fault: Fault, end: End) -> bool {
         _ => {}
     }
     match end {
-        End::Cut(shape) => driver.cut(shape),
-        End::Kill => driver.kill(Shape::Nothing),
+        End::Cut(shape) => driver.crash(&Crash::cut(shape)),
+        End::Kill => driver.crash(&Crash::kill()),
     }
     carry_on(&mut driver);
     hit

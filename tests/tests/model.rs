@@ -1,15 +1,20 @@
 //! Random operations on a pool, compared with a model after each.
 
+use tests::episode::Conditions;
 use tests::runs::Family;
 
 const CALM: Family = Family {
     test: "",
     first_seed: 1,
     seeds: 12,
-    operations: 1500,
-    data_blocks: (24, 400),
-    metadata_blocks: (600, 900),
-    cuts: 0,
+    conditions: Conditions {
+        operations: (1500, 1500),
+        data_blocks: (24, 400),
+        metadata_blocks: (600, 900),
+        crashes: 0,
+        faults: 0,
+        is_swarm: false,
+    },
 };
 
 #[test]
@@ -17,7 +22,10 @@ fn small_pools_run_full() {
     Family {
         test: "small_pools_run_full",
         seeds: 24,
-        data_blocks: (24, 60),
+        conditions: Conditions {
+            data_blocks: (24, 60),
+            ..CALM.conditions
+        },
         ..CALM
     }
     .run();
@@ -28,19 +36,25 @@ fn larger_pools() {
     Family {
         test: "larger_pools",
         first_seed: 1000,
-        data_blocks: (100, 400),
+        conditions: Conditions {
+            data_blocks: (100, 400),
+            ..CALM.conditions
+        },
         ..CALM
     }
     .run();
 }
 
 #[test]
-fn power_cuts() {
+fn crashes() {
     Family {
-        test: "power_cuts",
+        test: "crashes",
         first_seed: 2000,
         seeds: 36,
-        cuts: 6,
+        conditions: Conditions {
+            crashes: 6,
+            ..CALM.conditions
+        },
         ..CALM
     }
     .run();

@@ -1,19 +1,26 @@
 //! Runs operations against a pool and its model, and compares the two after each.
 
+mod crash;
 mod perform;
 mod recover;
+mod script;
 mod verify;
 
+pub use crash::{Crash, End};
+pub use script::{Script, Step, Trouble};
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pool::{DeviceInfo, ErrorKind, Mode, Pool, ThinDevice};
+use serde::Serialize;
 
 use crate::executor::block_on;
 use crate::image;
 use crate::model::Model;
 use crate::ops::Op;
 use crate::prng::Prng;
-use crate::sim::{Geometry, Machine, Shape, SimHost};
+use crate::sim::{Geometry, Io, Machine, SimHost};
 
 /// How often things are compared that are costly to compare, in operations.
 const FULL_EVERY: u64 = 80;
@@ -34,12 +41,14 @@ pub struct Driver {
     prng: Prng,
     number: u64,
     history: Vec<String>,
+    /// What has survived each power cut, by the numbers of sectors.
+    pub survivors: Vec<Vec<u64>>,
     /// Counts of what was done.
     pub tally: Tally,
 }
 
 /// What a run has done.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug, Serialize)]
 pub struct Tally {
     /// Operations.
     pub operations: u64,
@@ -51,6 +60,10 @@ pub struct Tally {
     pub cuts: u64,
     /// Openings after the daemon was killed.
     pub kills: u64,
+    /// Of both, those whose recovery was interrupted.
+    pub doubles: u64,
+    /// I/O that was made to fail.
+    pub faults: BTreeMap<Io, u64>,
     /// Openings after closing.
     pub reopenings: u64,
     /// Full checks of the metadata.
@@ -69,6 +82,10 @@ impl Tally {
         self.full += other.full;
         self.cuts += other.cuts;
         self.kills += other.kills;
+        self.doubles += other.doubles;
+        for (io, count) in &other.faults {
+            *self.faults.entry(*io).or_default() += count;
+        }
         self.reopenings += other.reopenings;
         self.checks += other.checks;
         self.tool_checks += other.tool_checks;
@@ -98,6 +115,7 @@ impl Driver {
             prng,
             number: 0,
             history: Vec::new(),
+            survivors: Vec::new(),
             tally: Tally::default(),
         }
     }
@@ -129,7 +147,6 @@ impl Driver {
         self.history.push(format!("{}: {op:?}", self.number));
         match op {
             Op::Reopen => return self.reopen(),
-            Op::Cut(shape) => return self.cut(*shape),
             Op::Hold(name) => {
                 let Ok(device) = self.pool().open_device(name) else {
                     assert!(
@@ -273,28 +290,6 @@ impl Driver {
         self.model.settle(&Op::Reopen);
         self.tally.reopenings += 1;
         self.open_again(true);
-    }
-
-    /// Cuts the power, if it is not off yet, and opens the pool again.
-    ///
-    /// # Panics
-    /// When what is there then is not what may be.
-    pub fn cut(&mut self, shape: Shape) {
-        self.machine.power.cut();
-        self.held.clear();
-        self.pool = None;
-        for device in self.model.devices.values_mut() {
-            device.open_count = 0;
-        }
-        self.tally.cuts += 1;
-        self.machine = self.machine.after_cut(shape, &mut self.prng);
-        if self.prng.chance(20) {
-            // Opening changes little, and may be interrupted as well.
-            self.machine.power.cut_at(Some(0));
-            drop(self.machine.open());
-            self.machine = self.machine.after_cut(shape, &mut self.prng);
-        }
-        self.open_again(false);
     }
 
     fn check_metadata(&mut self) {

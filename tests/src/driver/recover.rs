@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use pool::DeviceName;
 
 use super::Driver;
+use super::crash::{Crash, End};
 use crate::executor::block_on;
-use crate::image::{Dumped, dumped};
-use crate::model::{Mapping, Model, UNIT, Unit};
-use crate::sim::{Shape, to_usize};
+use crate::image::{self, Dumped, dumped};
+use crate::model::{BLOCK, Mapping, Model, UNIT, Unit};
+use crate::sim::{Survivors, to_usize};
 
 impl Driver {
     /// Opens the pool. After a clean close everything must be exactly as it was; after a power cut
@@ -40,27 +41,61 @@ impl Driver {
         let copy = self.machine.after_kill(&mut self.prng);
         let committed = copy.open().map(|pool| block_on(pool.commit()));
         assert!(matches!(committed, Ok(Ok(()))), "a copy: {committed:?}");
-        dumped(&copy.metadata.image())
+        let metadata = copy.metadata.image();
+        image::expect_sound(&metadata, self.machine.data.image().len() / BLOCK);
+        self.tally.checks += 1;
+        dumped(&metadata)
     }
 
-    /// Kills the daemon, if it is not dead yet, and opens the pool again: what was acknowledged must be
-    /// there. Now and then the power goes right afterwards.
+    /// Ends the daemon, or the power, unless that has happened already, and opens the pool again. The next
+    /// daemons may be interrupted in turn, when they start and commit.
     ///
     /// # Panics
     /// When what is there then is not what must be.
-    pub fn kill(&mut self, shape: Shape) {
-        self.machine.power.cut();
+    pub fn crash(&mut self, crash: &Crash) {
         self.held.clear();
         self.pool = None;
         for device in self.model.devices.values_mut() {
             device.open_count = 0;
         }
-        self.tally.kills += 1;
-        self.history.push("killed".to_owned());
-        self.machine = self.machine.after_kill(&mut self.prng);
-        while self.prng.chance(30) {
-            self.kill_while_starting();
+        let mut ends = crash.ends.iter();
+        ends.by_ref().take(1).for_each(|end| self.end(end));
+        for end in ends {
+            let power = &self.machine.power;
+            power.set_kill(end.is_kill);
+            power.cut_at(Some(end.after));
+            if let Ok(pool) = self.machine.open() {
+                let _may_be_interrupted = block_on(pool.commit());
+            }
+            self.end(end);
         }
+        self.tally.doubles += u64::from(crash.ends.len() > 1);
+        if crash.ends.iter().all(|end| end.is_kill) {
+            self.tally.kills += 1;
+            self.open_after_kill();
+        } else {
+            self.tally.cuts += 1;
+            self.open_again(false);
+        }
+    }
+
+    fn end(&mut self, end: &End) {
+        self.history.push(format!("{end:?}"));
+        self.machine.power.cut();
+        if end.is_kill {
+            self.machine = self.machine.after_kill(&mut self.prng);
+            return;
+        }
+        let mut survivors = match &end.keeps {
+            Some(sectors) => Survivors::sectors(sectors.iter().copied()),
+            None => Survivors::drawn(end.shape, &mut self.prng),
+        };
+        self.machine = self.machine.after_cut_with(&mut survivors, &mut self.prng);
+        self.survivors.push(survivors.kept().to_vec());
+    }
+
+    /// Opens the pool: what was acknowledged must be there.
+    fn open_after_kill(&mut self) {
         let pool = match self.machine.open() {
             Ok(pool) => pool,
             Err(cause) => panic!("the pool does not open after a kill: {cause}"),
@@ -68,26 +103,10 @@ impl Driver {
         self.pool = Some(pool);
         let contents = self.read_all();
         self.check_kept(&contents);
-        if self.prng.chance(25) {
-            return self.cut(shape);
-        }
         self.settle_after_kill();
         let dumped = dumped(&self.machine.metadata.image());
         self.adopt(&dumped);
         self.verify_everything();
-    }
-
-    /// A daemon that is killed before, during or after its first commit.
-    fn kill_while_starting(&mut self) {
-        self.history.push("killed while starting".to_owned());
-        let power = &self.machine.power;
-        power.set_kill(true);
-        power.cut_at(Some(self.prng.below(60)));
-        if let Ok(pool) = self.machine.open() {
-            let _ = block_on(pool.commit());
-        }
-        self.machine.power.cut();
-        self.machine = self.machine.after_kill(&mut self.prng);
     }
 
     /// Makes everything durable, by one commit or by flushes.

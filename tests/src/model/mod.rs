@@ -64,7 +64,7 @@ impl Model {
             Op::Write { .. } | Op::Zeroes { .. } | Op::Discard { .. } | Op::Flush { .. } => {
                 self.request(op, number)
             }
-            Op::Commit | Op::Hold(_) | Op::Release | Op::Reopen | Op::Cut(_) => Ok(()),
+            Op::Commit | Op::Hold(_) | Op::Release | Op::Reopen => Ok(()),
             _ => self.control(op, number),
         }
     }

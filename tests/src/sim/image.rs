@@ -3,48 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::survivors::Survivors;
 use crate::prng::Prng;
 
 /// What a power cut leaves intact.
 pub const SECTOR: u64 = 512;
 
 const PAGE: u64 = 4096;
-
-/// Which unsynced sectors survive a power cut.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Shape {
-    /// None.
-    Nothing,
-    /// All.
-    All,
-    /// Each with this chance in percent.
-    Percent(u64),
-    /// Those of the writes that completed first; of the next one, some.
-    Prefix,
-    /// All but those of one write.
-    AllButOne,
-    /// Those of one write alone.
-    OnlyOne,
-}
-
-impl Shape {
-    /// All kinds.
-    pub const ALL: [Shape; 8] = [
-        Shape::Nothing,
-        Shape::All,
-        Shape::Percent(10),
-        Shape::Percent(50),
-        Shape::Percent(90),
-        Shape::Prefix,
-        Shape::AllButOne,
-        Shape::OnlyOne,
-    ];
-
-    /// A kind at random.
-    pub fn any(prng: &mut Prng) -> Self {
-        Self::ALL[prng.index(Self::ALL.len())]
-    }
-}
 
 /// A write since the last sync: whole sectors.
 #[derive(Clone)]
@@ -193,27 +158,22 @@ impl Image {
         }
     }
 
+    /// How many writes a power cut may lose.
+    pub(super) fn unsynced(&self) -> usize {
+        self.unsynced.len()
+    }
+
     /// The store after a power cut.
-    pub fn after_cut(&self, shape: Shape, prng: &mut Prng) -> Image {
+    pub(super) fn after_cut(&self, survivors: &mut Survivors, is_metadata: bool) -> Image {
         let mut survivor = self.durable.clone();
-        let chosen = match self.unsynced.len() {
-            0 => 0,
-            len => prng.index(len),
-        };
+        survivors.enter(self.unsynced.len(), is_metadata);
         for (index, entry) in self.unsynced.iter().enumerate() {
-            let percent = match shape {
-                Shape::Nothing => 0,
-                Shape::All => 100,
-                Shape::Percent(percent) => percent,
-                Shape::Prefix if index == chosen => 50,
-                Shape::Prefix => 100 * u64::from(index < chosen),
-                Shape::AllButOne => 100 * u64::from(index != chosen),
-                Shape::OnlyOne => 100 * u64::from(index == chosen),
-            };
-            for (number, sector) in entry.bytes.chunks(to_usize(SECTOR)).enumerate() {
-                let survives = !entry.is_lost && prng.chance(percent);
-                if survives {
-                    survivor.write(entry.at + number as u64 * SECTOR, sector);
+            let count = entry.bytes.len() as u64 / SECTOR;
+            let kept = survivors.of_write(index, entry.at / SECTOR, count);
+            let sectors = entry.bytes.chunks(to_usize(SECTOR)).zip(kept);
+            for (number, (sector, survives)) in (0..).zip(sectors) {
+                if survives && !entry.is_lost {
+                    survivor.write(entry.at + number * SECTOR, sector);
                 }
             }
         }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pool::LogStore;
 
-use super::image::{Image, Shape};
+use super::image::Image;
 use super::power::{Io, Power, Verdict};
-use crate::prng::Prng;
+use super::survivors::Survivors;
 
 /// What there is on the medium and in the page cache.
 #[derive(Clone, Default)]
@@ -20,12 +20,17 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
+    /// How many writes a power cut may lose.
+    pub(super) fn unsynced(&self) -> usize {
+        self.image.as_ref().map_or(0, Image::unsynced)
+    }
+
     /// What a power cut leaves.
-    pub(super) fn after_cut(&self, shape: Shape, prng: &mut Prng) -> LogFile {
-        let removed = self.removed.as_ref().filter(|_| prng.chance(50));
+    pub(super) fn after_cut(&self, survivors: &mut Survivors) -> LogFile {
+        let removed = self.removed.as_ref().filter(|_| survivors.flips());
         let left = self.image.as_ref().or(removed);
         LogFile {
-            image: left.map(|image| image.after_cut(shape, prng)),
+            image: left.map(|image| image.after_cut(survivors, false)),
             removed: None,
         }
     }

@@ -21,24 +21,27 @@ mod host;
 mod image;
 mod log;
 mod power;
+mod survivors;
 
 pub use catalog::SimCatalog;
 pub use disk::{SimDisk, SimMetadata};
 pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
 pub(crate) use image::to_usize;
-pub use image::{Image, Shape};
+pub use image::Image;
 pub use log::SimLog;
 pub use power::{Fault, FaultKind, Io, Plan, Power};
+pub use survivors::{Shape, Survivors};
 
 use std::sync::Arc;
 
 use pool::{BlockSize, Error, OpenOptions, Pool, Stores};
+use serde::{Deserialize, Serialize};
 
 use crate::prng::Prng;
 use log::LogFile;
 
 /// How large the stores of a machine are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug, Serialize, Deserialize)]
 pub struct Geometry {
     /// Data blocks the pool begins with.
     pub data_blocks: u64,
@@ -124,18 +127,31 @@ impl Machine {
 
     /// The machine after a power cut that kept of unsynced sectors what `shape` says.
     pub fn after_cut(&self, shape: Shape, prng: &mut Prng) -> Machine {
+        self.after_cut_with(&mut Survivors::drawn(shape, prng), prng)
+    }
+
+    /// The machine after a power cut that kept of unsynced sectors what `survivors` says.
+    pub fn after_cut_with(&self, survivors: &mut Survivors, prng: &mut Prng) -> Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
         power.set_holes(self.power.holes());
-        let log = self.log.file().after_cut(shape, prng);
+        let data = self.data.image().after_cut(survivors, false);
+        let metadata = self.metadata.image().after_cut(survivors, true);
+        let log = self.log.file().after_cut(survivors);
         let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, log);
         Machine::on(
             power,
-            self.data.image().after_cut(shape, prng),
-            self.metadata.image().after_cut(shape, prng),
+            data,
+            metadata,
             self.catalog.content(),
             log,
         )
+    }
+
+    /// How many writes a power cut now may lose.
+    pub fn unsynced_writes(&self) -> usize {
+        let log = self.log.file();
+        self.data.image().unsynced() + self.metadata.image().unsynced() + log.unsynced()
     }
 
     /// The machine after the daemon was killed: all that it wrote is still to be read, and what it had

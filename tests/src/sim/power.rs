@@ -6,11 +6,12 @@ use std::io;
 use std::task::Poll;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::prng::Prng;
 
 /// What a store is asked to do.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Io {
     /// Reading the data store.
     DataRead,
@@ -39,6 +40,20 @@ pub enum Io {
 }
 
 impl Io {
+    /// Those that fail now and then.
+    pub const FAULTY: [Io; 10] = [
+        Io::DataRead,
+        Io::DataWrite,
+        Io::DataAllocate,
+        Io::DataSync,
+        Io::MetadataRead,
+        Io::MetadataWrite,
+        Io::MetadataFlush,
+        Io::CatalogWrite,
+        Io::LogWrite,
+        Io::LogSync,
+    ];
+
     fn changes(self) -> bool {
         !matches!(
             self,
@@ -48,7 +63,7 @@ impl Io {
 }
 
 /// Which error an I/O fails with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FaultKind {
     /// EIO.
     Failed,
@@ -57,7 +72,7 @@ pub enum FaultKind {
 }
 
 /// A failure to come.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Fault {
     /// How many I/Os of the chosen kind succeed first.
     pub after: u64,
@@ -173,6 +188,11 @@ impl Power {
     /// it was given stays, and a metadata block that it began to copy it copies whole.
     pub fn set_kill(&self, is_kill: bool) {
         self.0.lock().is_kill = is_kill;
+    }
+
+    /// Draws everything random from here on.
+    pub fn reseed(&self, prng: Prng) {
+        self.0.lock().prng = prng;
     }
 
     /// Whether the daemon alone is killed where the power would be cut.

@@ -1,0 +1,158 @@
+//! Episodes: a seed makes a script, step by step, since what is drawn next depends on what there is.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::Prng;
+use crate::driver::{Crash, Driver, Script, Step, Tally, Trouble};
+use crate::ops::Generator;
+use crate::sim::{Fault, FaultKind, Geometry, Io};
+
+/// A kind of episodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// Operations in an episode, fewest and most.
+    pub operations: (u64, u64),
+    /// Fewest and most data blocks.
+    pub data_blocks: (u64, u64),
+    /// Fewest and most metadata blocks.
+    pub metadata_blocks: (u64, u64),
+    /// How often the power is cut, or the daemon killed, in percent of operations.
+    pub crashes: u64,
+    /// How often I/O fails, in percent of operations.
+    pub faults: u64,
+    /// Whether an episode has some kinds of operations only.
+    pub is_swarm: bool,
+}
+
+/// How an episode that failed did so.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What was said.
+    pub message: String,
+    /// What was done; its last step is the one that failed.
+    pub script: Script,
+    /// The last operations.
+    pub history: String,
+    /// What survived each power cut.
+    pub survivors: Vec<Vec<u64>>,
+}
+
+/// Draws the steps of an episode.
+struct Drawn {
+    generator: Generator,
+    prng: Prng,
+    conditions: Conditions,
+}
+
+impl Drawn {
+    fn step(&mut self, number: u64, driver: &Driver) -> Step {
+        let op = self.generator.next(&driver.model);
+        let trouble = if self.prng.chance(self.conditions.crashes) {
+            Some(Trouble::Crash(Crash::drawn(&mut self.prng, 40)))
+        } else if self.prng.chance(self.conditions.faults) {
+            Some(self.fault())
+        } else {
+            None
+        };
+        Step {
+            number,
+            op,
+            trouble,
+        }
+    }
+
+    fn fault(&mut self) -> Trouble {
+        let prng = &mut self.prng;
+        let io = Io::FAULTY[prng.index(Io::FAULTY.len())];
+        let is_sticky = prng.chance(50);
+        let may_be_full = matches!(io, Io::DataWrite | Io::DataAllocate) && is_sticky;
+        let fault = Fault {
+            after: prng.below(4),
+            io: Some(io),
+            kind: match may_be_full {
+                true => FaultKind::StorageFull,
+                false => FaultKind::Failed,
+            },
+            is_sticky,
+        };
+        // What a failed sync has lost is still in the page cache, where a next daemon would take it for good.
+        let is_sync = matches!(io, Io::DataSync | Io::LogSync | Io::MetadataFlush);
+        let is_kill = !is_sync && prng.chance(50);
+        Trouble::Fault(fault, Crash::then_drawn(prng, is_kill, 1))
+    }
+}
+
+impl Conditions {
+    /// Runs the episode of a seed.
+    ///
+    /// # Errors
+    /// When pool and model disagree.
+    pub fn run(&self, seed: u64) -> Result<Tally, Box<Failure>> {
+        let mut prng = Prng::new(seed);
+        let mut between = |(least, most): (u64, u64)| least + prng.below(most - least + 1);
+        let geometry = Geometry {
+            data_blocks: between(self.data_blocks),
+            metadata_blocks: between(self.metadata_blocks),
+        };
+        let operations = between(self.operations);
+        let mut script = Script {
+            geometry,
+            holes: [0, 50, 100][prng.index(3)],
+            seed,
+            steps: Vec::new(),
+        };
+        let generator = match self.is_swarm {
+            true => Generator::swarm(prng.fork(), geometry.data_blocks),
+            false => Generator::new(prng.fork(), geometry.data_blocks),
+        };
+        let mut drawn = Drawn {
+            generator,
+            prng,
+            conditions: *self,
+        };
+        let driver = Driver::of_script(&script);
+        play(driver, |driver| {
+            for number in 1..=operations {
+                let step = drawn.step(number, driver);
+                script.steps.push(step.clone());
+                driver.perform_step(seed, &step);
+            }
+        })
+        .map_err(|failed| Box::new(Failure { script, ..failed }))
+    }
+}
+
+/// Runs a script.
+///
+/// # Errors
+/// When pool and model disagree.
+pub fn replay(script: &Script) -> Result<Tally, Box<Failure>> {
+    let outcome = play(Driver::of_script(script), |driver| {
+        for step in &script.steps {
+            driver.perform_step(script.seed, step);
+        }
+    });
+    outcome.map_err(|failed| {
+        let script = script.clone();
+        Box::new(Failure { script, ..failed })
+    })
+}
+
+/// Runs an episode, whose script is still to be added to a failure.
+fn play(mut driver: Driver, run: impl FnOnce(&mut Driver)) -> Result<Tally, Failure> {
+    match catch_unwind(AssertUnwindSafe(|| run(&mut driver))) {
+        Ok(()) => Ok(driver.tally),
+        Err(cause) => Err(Failure {
+            message: message(&*cause),
+            script: Script::default(),
+            history: driver.history(),
+            survivors: driver.survivors,
+        }),
+    }
+}
+
+fn message(cause: &(dyn std::any::Any + Send)) -> String {
+    let text = cause.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a message").to_owned()
+}
