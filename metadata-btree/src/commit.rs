@@ -24,6 +24,8 @@
 use std::io;
 use std::sync::Arc;
 
+use probe::{Sabotage, is_sabotaged};
+
 use crate::block::{Block, BlockNr};
 use crate::checksum::BlockKind;
 use crate::error::Error;
@@ -76,7 +78,9 @@ impl Transaction {
             written = self.pending_blocks(disk_bitmaps);
             self.write_blocks(&written)?;
         }
-        self.flush()?;
+        if !is_sabotaged(Sabotage::SuperblockFirst) {
+            self.flush()?;
+        }
         let roots = self.roots();
         let mut block = superblock(&roots).map_err(|source| Error::Io {
             nr: None,

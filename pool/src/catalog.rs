@@ -20,6 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use probe::{Mark, mark};
 use serde::{Deserialize, Serialize};
 
 pub use store::{CatalogStore, FileCatalog};
@@ -133,6 +134,7 @@ impl Catalog {
                 Err(cause) => return Err(damaged(cause.to_string())),
             };
             if line.transaction_id > transaction_id {
+                mark(Mark::CatalogCut);
                 loaded.has_unfinished = true;
                 break;
             }

@@ -33,6 +33,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use probe::{Mark, Sabotage, is_sabotaged, mark};
+
 use crate::backlog::ChangePermit;
 use crate::chunks::Collected;
 use crate::device::Device;
@@ -116,6 +118,7 @@ impl<H: Host> Pool<H> {
         loop {
             let covered = || self.commits.is_complete(number);
             let Some(writer) = self.writer.acquire_unless(covered).await else {
+                mark(Mark::CommitJoined);
                 return Ok(());
             };
             self.check_changeable()?;
@@ -145,6 +148,7 @@ impl<H: Host> Pool<H> {
 
     /// Leaves to the next commit what this one collected from a device.
     fn leave_out(&self, part: Part<H::Data>, reason: String) -> Result<(), Error> {
+        mark(Mark::VolumeLeftOut);
         let device = part.device;
         *device.left_out.lock() = Some(reason);
         self.backlog.leave_out(part.collected.waiting());
@@ -248,7 +252,10 @@ impl<H: Host> Pool<H> {
             Ok(_) => self
                 .commit_durations
                 .record(self.host.now().saturating_sub(started)),
-            Err(cause) => self.stop(Mode::ReadOnly, &format!("a commit failed: {cause}")),
+            Err(cause) => {
+                mark(Mark::CommitFailed);
+                self.stop(Mode::ReadOnly, &format!("a commit failed: {cause}"));
+            }
         }
         outcome?
     }
@@ -262,7 +269,9 @@ impl<H: Host> Pool<H> {
     ) -> Result<Result<(), Error>, Error> {
         self.fill_in(&mut begun).await?;
         let durable = self.log.stop().all();
-        self.sync_writes().await?;
+        if !is_sabotaged(Sabotage::SkipDataSync) {
+            self.sync_writes().await?;
+        }
         let mut changes = Vec::new();
         let mut covered = Vec::new();
         for mut part in begun.parts {
@@ -271,6 +280,7 @@ impl<H: Host> Pool<H> {
             covered.push((part.device, part.collected));
         }
         if changes.is_empty() && control.is_none() && !self.log.is_wanted() {
+            mark(Mark::NothingToCommit);
             self.note_nothing_to_commit(durable).await?;
             self.end_commit(begun.number, durable, begun.superseded);
             return Ok(Ok(()));
@@ -335,6 +345,9 @@ impl<H: Host> Pool<H> {
 
     /// Takes blocks that have lost their mapping before any commit saw it.
     pub(crate) fn supersede(&self, blocks: impl IntoIterator<Item = DataBlock>) {
+        if is_sabotaged(Sabotage::ReuseFreed) {
+            return self.epochs.retire(blocks.into_iter().collect());
+        }
         self.superseded.lock().extend(blocks);
     }
 
@@ -356,6 +369,7 @@ impl<H: Host> Pool<H> {
     /// Refuses what needs new metadata blocks when only the reserve is left.
     pub(crate) fn check_metadata_space(&self) -> Result<(), Error> {
         if self.metadata_room.is_exhausted() {
+            mark(Mark::OutOfMetadataSpace);
             return Err(Error::OutOfMetadataSpace);
         }
         Ok(())
@@ -440,6 +454,7 @@ impl<H: Host> Pool<H> {
             return Ok(false);
         };
         self.check_changeable()?;
+        mark(Mark::DeletionPiece);
         let begun = self.begin_commit();
         self.finish_piece(writer, begun, id).await?;
         self.release_drained().await;

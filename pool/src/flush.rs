@@ -8,6 +8,8 @@
 
 use std::sync::Arc;
 
+use probe::{Mark, Sabotage, is_sabotaged, mark};
+
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::Host;
@@ -38,10 +40,14 @@ impl<H: Host> Pool<H> {
         if self.log.covers(&device.last_record) {
             return self.sync_data().await;
         }
-        let number = self.flushes.rounds.next();
+        let mut number = self.flushes.rounds.next();
+        if is_sabotaged(Sabotage::EarlyFlush) && self.flushes.rounds.has_unfinished() {
+            number -= 1;
+        }
         loop {
             let is_done = || self.flushes.rounds.is_complete(number);
             let Some(_turn) = self.flushes.turn.acquire_unless(is_done).await else {
+                mark(Mark::FlushJoined);
                 return Ok(());
             };
             self.check_changeable()?;
@@ -53,6 +59,9 @@ impl<H: Host> Pool<H> {
     async fn flush_log(&self) -> Result<(), Error> {
         let number = self.flushes.rounds.start();
         let durable = self.log.stop().all();
+        if is_sabotaged(Sabotage::EarlyMarker) {
+            self.log.mark(durable).map_err(log_error)?;
+        }
         self.sync_data().await?;
         let log = Arc::clone(&self.log);
         let marked = self.host.offload(move || log.mark(durable)).await;

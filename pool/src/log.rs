@@ -56,6 +56,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use metadata_btree::Block;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use probe::{Mark, Sabotage, is_sabotaged, mark};
 
 pub(crate) use load::{Loaded, load};
 pub(crate) use record::{Durable, Intent, Record, WHOLE};
@@ -251,7 +252,11 @@ impl IntentLog {
     fn sync(&self) -> io::Result<()> {
         let _alone = self.syncing.lock();
         self.check_valid()?;
-        self.store.sync().inspect_err(|_| {
+        let mut synced = self.store.sync();
+        if synced.is_err() && is_sabotaged(Sabotage::RetriedSync) {
+            synced = self.store.sync();
+        }
+        synced.inspect_err(|_| {
             // If this fails as well, there is nothing left to do.
             let _ = self.make_void();
         })
@@ -413,6 +418,12 @@ impl Stopped<'_> {
 
     /// Begins the next generation.
     pub(crate) fn begin_generation(&mut self) {
+        if is_sabotaged(Sabotage::StaleGeneration) {
+            return;
+        }
+        if self.log.permitted.load(Ordering::SeqCst) > 0 {
+            mark(Mark::SwitchWithRecordsToCome);
+        }
         let before = self.filled();
         *self.generation = Generation {
             number: self.generation.number + 1,

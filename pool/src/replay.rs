@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
+use probe::{Mark, mark};
 
 use crate::chunks::{Chunk, chunk_of};
 use crate::device::Device;
@@ -78,7 +79,11 @@ impl<H: Host> Pool<H> {
             replay.apply(record)?;
         }
         let superseded = replay.taken.difference(&replay.mapped);
-        *self.replayed.superseded.lock() = superseded.copied().collect();
+        let superseded: Vec<DataBlock> = superseded.copied().collect();
+        if !superseded.is_empty() {
+            mark(Mark::ReplaySuperseded);
+        }
+        *self.replayed.superseded.lock() = superseded;
         Ok(())
     }
 }

@@ -13,6 +13,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use probe::{Sabotage, is_sabotaged};
+
 use crate::catalog::{Entry, Operation};
 use crate::control::{Identity, NewDevice, check_kind};
 use crate::device::{Device, Origin};
@@ -84,7 +86,9 @@ impl<H: Host> Pool<H> {
         self.complete_devices(sources()).await?;
         let gates: Vec<&Gate> = shares.iter().map(|share| &share.origin.writes).collect();
         let closed = ClosedGates::close(&gates);
-        closed.drained().await;
+        if !is_sabotaged(Sabotage::SnapshotWithoutDrain) {
+            closed.drained().await;
+        }
         self.complete_devices(sources()).await?;
         let begun = self.begin_commit();
         for share in &shares {

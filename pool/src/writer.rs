@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use probe::{Mark, mark};
+
 use crate::catalog::{Catalog, CatalogStore, Loaded, Operation, thin_id};
 use crate::error::Error;
 use crate::log::{Durable, IntentLog, log_error};
@@ -172,6 +174,7 @@ impl Writer {
     /// Replaces a file whose end is not known by what the catalog is now.
     pub(crate) fn mend(&mut self) -> Result<(), Error> {
         if self.file_is_suspect {
+            mark(Mark::CatalogMended);
             self.rewrite()?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::Prng;
+use crate::crowd;
 use crate::driver::{Crash, Driver, Script, Step, Tally, Trouble};
 use crate::ops::Generator;
 use crate::sim::{Fault, FaultKind, Geometry, Io};
@@ -29,8 +30,8 @@ pub struct Conditions {
 pub struct Failure {
     /// What was said.
     pub message: String,
-    /// What was done; its last step is the one that failed.
-    pub script: Script,
+    /// What was done, if that is a script; its last step is the one that failed.
+    pub script: Option<Script>,
     /// The last operations.
     pub history: String,
     /// What survived each power cut.
@@ -118,7 +119,12 @@ impl Conditions {
                 driver.perform_step(seed, &step);
             }
         })
-        .map_err(|failed| Box::new(Failure { script, ..failed }))
+        .map_err(|failed| {
+            Box::new(Failure {
+                script: Some(script),
+                ..failed
+            })
+        })
     }
 }
 
@@ -133,7 +139,7 @@ pub fn replay(script: &Script) -> Result<Tally, Box<Failure>> {
         }
     });
     outcome.map_err(|failed| {
-        let script = script.clone();
+        let script = Some(script.clone());
         Box::new(Failure { script, ..failed })
     })
 }
@@ -144,11 +150,27 @@ fn play(mut driver: Driver, run: impl FnOnce(&mut Driver)) -> Result<Tally, Fail
         Ok(()) => Ok(driver.tally),
         Err(cause) => Err(Failure {
             message: message(&*cause),
-            script: Script::default(),
+            script: None,
             history: driver.history(),
             survivors: driver.survivors,
         }),
     }
+}
+
+/// Runs an episode of a crowd.
+///
+/// # Errors
+/// When a rule is broken.
+pub fn crowded(seed: u64) -> Result<Tally, Box<Failure>> {
+    let outcome = catch_unwind(|| crowd::episode(&mut Prng::new(seed)));
+    outcome.map_err(|cause| {
+        Box::new(Failure {
+            message: message(&*cause),
+            script: None,
+            history: String::new(),
+            survivors: Vec::new(),
+        })
+    })
 }
 
 fn message(cause: &(dyn std::any::Any + Send)) -> String {

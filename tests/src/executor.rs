@@ -1,6 +1,7 @@
 //! A seeded, single-threaded executor: it polls ready tasks in random order.
 //!
-//! Whatever waits for something that never comes is a deadlock, and the run panics.
+//! Whatever waits for something that never comes is a deadlock, and the run panics; as it does when there is
+//! no end to it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +13,9 @@ use crate::prng::Prng;
 
 /// A task of an [`run`].
 pub type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// More than any run takes.
+const POLLS_MAX: u64 = 20_000_000;
 
 #[derive(Default)]
 struct Ready(AtomicBool);
@@ -28,7 +32,10 @@ pub fn run(tasks: Vec<Task<'_>>, prng: &mut Prng) {
         .into_iter()
         .map(|task| (task, Arc::new(Ready(AtomicBool::new(true)))))
         .collect();
+    let mut polls = 0u64;
     while !running.is_empty() {
+        polls += 1;
+        assert!(polls < POLLS_MAX, "no end after {polls} polls");
         let ready: Vec<usize> = (0..running.len())
             .filter(|index| running[*index].1.0.load(Ordering::SeqCst))
             .collect();

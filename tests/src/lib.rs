@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod crowd;
 pub mod driver;
 pub mod episode;
 pub mod executor;
@@ -14,6 +15,7 @@ pub mod runs;
 pub mod scene;
 pub mod setup;
 pub mod sim;
+#[cfg(feature = "probes")]
 pub mod simulate;
 pub mod truth;
 

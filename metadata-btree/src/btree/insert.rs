@@ -9,6 +9,8 @@
 //! new node so begins a third full, its left neighbour is filled up when it is full itself for the
 //! first time, and the tree behind the insertions consists of full nodes.
 
+use probe::{Mark, mark};
+
 use crate::block::{Block, BlockNr};
 use crate::btree::{Btree, Span, check_depth, check_node};
 use crate::codec::Value;
@@ -157,6 +159,7 @@ fn enter_child<V: Value>(
 
 /// Moves the contents of the root to a new only child. The root keeps its place.
 fn push_down_root(tx: &mut Transaction, root: BlockNr) -> Result<(), Error> {
+    mark(Mark::RootSplit);
     let copy = Block::clone(tx.node_mut(root)?);
     let Some(first_key) = Node::new(&copy).first_key() else {
         unreachable!("a node without room has entries");
@@ -225,6 +228,7 @@ fn move_left(
     step: &Step,
     appends: bool,
 ) -> Result<(), Error> {
+    mark(Mark::EntriesMoved);
     let (left, right) = tx.node_pair(left, step.nr)?;
     let node = Node::new(right);
     let total = Node::new(left).len() + node.len();
@@ -250,6 +254,7 @@ fn move_right(
 }
 
 fn split(tx: &mut Transaction, parent: BlockNr, step: &Step, appends: bool) -> Result<(), Error> {
+    mark(Mark::NodeSplit);
     let full = Node::new(tx.node_mut(step.nr)?);
     let kept = if appends {
         full.len() - full.min_len()

@@ -13,6 +13,8 @@
 
 use std::ops::{Range, RangeBounds};
 
+use probe::{Mark, Sabotage, is_sabotaged, mark};
+
 use crate::block::BlockNr;
 use crate::btree::insert::set_first_key;
 use crate::btree::lookup::span_of;
@@ -97,6 +99,7 @@ fn drop_node<V: Value>(
     depth: usize,
 ) -> Result<(), Error> {
     if tx.count(nr)? > 1 {
+        mark(Mark::SharedNodeDropped);
         return tx.dec(nr).map(drop);
     }
     match read_below::<V>(tx, nr, span, depth)? {
@@ -131,7 +134,9 @@ fn drop_counted<V: Value>(
         Below::Values(values) => {
             entries = values.len() as u64;
             for value in values {
-                value.dec(tx)?;
+                if !is_sabotaged(Sabotage::ForgetDecrement) {
+                    value.dec(tx)?;
+                }
             }
         }
         Below::Children(children) => {
@@ -314,6 +319,7 @@ fn collapse_root<V: Value>(tx: &mut Transaction, root: BlockNr) -> Result<BlockN
             return Ok(root);
         };
         // The child's one reference from here passes to whoever names the tree.
+        mark(Mark::RootCollapsed);
         tx.dec(root)?;
         root = child;
     }
@@ -396,11 +402,13 @@ fn balance_pair(
     let total = left_node.len() + right_node.len();
     // A merged node has a little room on both sides of the limits.
     if total < 2 * (left_node.min_len() + 1) {
+        mark(Mark::NodesMerged);
         shift(left, right, total);
         NodeMut::new(tx.node_mut(parent)?).remove(left_index + 1..left_index + 2);
         // What the right node named is named by the left one now, so only itself goes.
         return tx.dec(right_nr).map(drop);
     }
+    mark(Mark::NodesBalanced);
     shift(left, right, total / 2);
     set_first_key(tx, parent, left_index + 1, right_nr)
 }

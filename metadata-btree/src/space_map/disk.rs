@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use probe::{Mark, mark};
+
 use crate::block::{Block, BlockNr};
 use crate::btree::Btree;
 use crate::codec::Value;
@@ -154,6 +156,11 @@ impl DiskMap {
         debug_assert_eq!(bitmap.get(place.position), old.min(MANY));
         if bitmap.set(place.position, new) {
             self.changed.push(place.bitmap);
+        }
+        match (old >= MANY, new >= MANY) {
+            (false, true) => mark(Mark::OverflowCount),
+            (true, false) => mark(Mark::OverflowCountGone),
+            _ => {}
         }
         if old >= MANY || new >= MANY {
             self.pending.insert(block, new);

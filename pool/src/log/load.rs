@@ -1,5 +1,7 @@
 //! Finding the records to be replayed.
 
+use probe::{Mark, mark};
+
 use super::record::{Durable, Entry, RECORD_BYTES, Record, Slot, is_void};
 use super::store::LogStore;
 use crate::error::Error;
@@ -58,6 +60,9 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
         }));
     };
     let is_void = is_void(&content).map_err(damaged)?;
+    if is_void {
+        mark(Mark::VoidLog);
+    }
     let is_whole = latest.incarnation == store.incarnation() && !is_void;
     let records = if is_whole {
         all_records(&content, latest)?
@@ -77,7 +82,11 @@ fn all_records(content: &[u8], entry: &Entry) -> Result<Vec<Record>, Error> {
     let mut records = Vec::new();
     for generation in [first, first.saturating_add(1)] {
         let area = Area { generation, first };
+        let before = records.len();
         area.read(entry.layout.area(content, generation), &mut records)?;
+        if before > 0 && records.len() > before {
+            mark(Mark::ReplayTwoGenerations);
+        }
     }
     Ok(records)
 }
@@ -109,8 +118,11 @@ fn flushed_records(content: &[u8], entries: &[Entry]) -> Result<Vec<Record>, Err
     for (entry, durable) in alike.take(INCOMPLETE_MAX + 1).flatten() {
         let is_latest = entry.durable.generation == entries[0].durable.generation;
         match durable_records(content, entry, durable) {
-            Ok(Some(records)) => return Ok(records),
-            Ok(None) => {}
+            Ok(Some(records)) => {
+                mark(Mark::ReplayToMarker);
+                return Ok(records);
+            }
+            Ok(None) => mark(Mark::IncompleteMarker),
             Err(cause) if is_latest => return Err(cause),
             // If the latest entry is durable, what the one before it is about may be overwritten.
             Err(_) => {}
@@ -161,14 +173,20 @@ struct Area {
 
 impl Area {
     fn read(&self, slots: &[[u8; RECORD_BYTES]], records: &mut Vec<Record>) -> Result<(), Error> {
+        let mut was_empty = false;
         for (slot, bytes) in slots.iter().enumerate() {
             let damaged = |what: &str| self.damaged(&format!("slot {slot}: {what}"));
             match Record::decode(bytes).map_err(damaged)? {
-                Slot::Full(found, record) if found == self.generation => records.push(record),
+                Slot::Full(found, record) if found == self.generation => {
+                    if was_empty {
+                        mark(Mark::EmptySlot);
+                    }
+                    records.push(record);
+                }
                 // Left over from before.
                 Slot::Full(found, _) if found < self.first => {}
                 Slot::Full(_, _) => return Err(damaged("it is of a generation yet to come")),
-                Slot::Empty => {}
+                Slot::Empty => was_empty = true,
             }
         }
         Ok(())

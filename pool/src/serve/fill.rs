@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use probe::{Mark, Sabotage, is_sabotaged, mark};
+
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::{DataIo, Host};
@@ -43,7 +45,10 @@ impl<H: Host> Pool<H> {
                 Place::Exclusive(old) | Place::MaybeShared(old) => old,
             };
             match device.partials.get(old) {
-                Some(before) => partial = before,
+                Some(before) => {
+                    mark(Mark::PartialOverPartial);
+                    partial = before;
+                }
                 None => return (Source::Data(self.block_size.position(old) + begin), len),
             }
         }
@@ -132,9 +137,13 @@ impl<H: Host> Pool<H> {
     ) -> Result<(), Error> {
         let _epoch = self.epochs.enter();
         let _cell = device.blocks.lock(partial.of.0).await;
-        if device.partials.contains(partial) {
-            self.fill(device, partial, 0..self.block_size.bytes())
-                .await?;
+        if !device.partials.contains(partial) {
+            mark(Mark::FillInTooLate);
+        } else {
+            if !is_sabotaged(Sabotage::SkipFill) {
+                self.fill(device, partial, 0..self.block_size.bytes())
+                    .await?;
+            }
             self.note_whole(device, partial)?;
         }
         Ok(())

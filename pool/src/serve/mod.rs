@@ -15,6 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use probe::{Sabotage, is_sabotaged};
+
 use crate::chunks::{Chunk, Replaced, chunk_of};
 use crate::device::Device;
 use crate::error::Error;
@@ -49,7 +51,9 @@ impl<H: Host> Pool<H> {
         intent: Intent,
     ) -> Result<(), Error> {
         let recording = self.log.record();
-        self.append(&recording, device, at, intent)?;
+        if !is_sabotaged(Sabotage::SkipRecord) {
+            self.append(&recording, device, at, intent)?;
+        }
         let mapping = match intent {
             Intent::Map { mapping, .. } => Some(mapping),
             Intent::Own { .. } | Intent::Unmap => None,

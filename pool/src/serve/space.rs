@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use probe::{Mark, mark};
+
 use crate::device::Device;
 use crate::error::Error;
 use crate::host::Host;
@@ -44,6 +46,7 @@ impl<H: Host> Pool<H> {
             if !self.may_wait(device, patience) {
                 return Err(lack);
             }
+            mark(Mark::WriteQueued);
             self.queue.another_chance(seen).await;
             self.check_writable(device)?;
             if lack.is_full() && self.queue.admits(turn) {
@@ -68,10 +71,12 @@ impl<H: Host> Pool<H> {
         loop {
             let uncommitted = self.has_unfreed() || std::mem::take(&mut left_out);
             if uncommitted {
+                mark(Mark::CommitForSpace);
                 self.commit_through(self.commits.next()).await?;
             }
             let waiting = self.epochs.waiting_blocks() > 0;
             if waiting {
+                mark(Mark::BlockAwaitedReaders);
                 let has_free = || self.allocator.lock().free() > 0;
                 self.epochs.some_drained(has_free).await;
                 self.release_drained().await;
@@ -83,6 +88,7 @@ impl<H: Host> Pool<H> {
             match self.ready_block().await {
                 Err(lack) if lack.is_lack_of_space() => {
                     if !(uncommitted || waiting || reclaimed || may_free) {
+                        mark(Mark::OutOfDataSpace);
                         return Err(lack);
                     }
                 }

@@ -4,10 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use probe::{Mark, Sabotage, is_sabotaged, mark};
+
 use crate::chunks::{chunk_of, first_block};
 use crate::device::Device;
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{DataIo, Host};
 use crate::log::Intent;
 use crate::map::{self, Place, Zeroing};
 use crate::pool::Pool;
@@ -79,8 +81,13 @@ impl<H: Host> Pool<H> {
                 return Ok(block.0);
             };
             let _cell = device.blocks.lock(block.0).await;
-            if chunk.get(block).is_some() {
+            if let Some(before) = chunk.get(block) {
                 self.change(device, &chunk, block, Intent::Unmap)?;
+                let snapshotted = device.snapshotted_time.load(Ordering::Acquire);
+                if is_sabotaged(Sabotage::EarlyDiscard) && before.time >= snapshotted {
+                    let at = self.block_size.position(before.block);
+                    let _ = self.data.punch(at, self.block_size.bytes()).await;
+                }
             }
         }
         Ok(blocks.end)
@@ -164,6 +171,7 @@ impl<H: Host> Pool<H> {
             self.chunk(device, block).await?.get(block).is_some()
         };
         if is_mapped {
+            mark(Mark::HiddenTailZeroed);
             self.zero_mapped(device, tail, false, &Patience::NONE)
                 .await?;
         }

@@ -34,6 +34,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use probe::{Mark, Sabotage, is_sabotaged, mark};
+
 use crate::allocator::Fresh;
 use crate::chunks::{Chunk, chunk_of};
 use crate::device::Device;
@@ -234,6 +236,7 @@ impl<H: Host> Pool<H> {
         };
         // Under the cell the answer stays true.
         let Some(partial) = device.partials.get(block) else {
+            mark(Mark::WholeMeanwhile);
             let at = self.block_size.position(block) + part.begin;
             return Ok(self.write_in_place(at, payload).await?);
         };
@@ -274,7 +277,8 @@ impl<H: Host> Pool<H> {
         };
         let partial = Arc::new(Partial::new(block, part.block, place, self.block_size));
         let was_hole = place == Place::Unmapped && device.origin.is_none();
-        if was_hole && (is_zero || !self.zero_new_blocks) {
+        let is_left = !self.zero_new_blocks || is_sabotaged(Sabotage::SkipZeroing);
+        if was_hole && (is_zero || is_left) {
             // The rest of it is right as it is.
             partial.own(&(0..self.block_size.bytes()));
         }

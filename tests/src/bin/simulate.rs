@@ -1,38 +1,186 @@
-//! Runs the simulator: many short episodes, each followed from a seed.
+//! Runs the simulator. See `tests/README.md`.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
-use tests::simulate::{Options, run};
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use probe::set_sabotage;
+use serde_json::json;
+use tests::driver::Script;
+use tests::episode::{Failure, replay};
+use tests::simulate::{Caught, Options, Report, catch, minimise, quiet, run};
 
-/// Runs episodes of random operations, crashes and faults on a simulated pool.
+/// Runs episodes of random operations, crashes and faults on simulated pools.
 #[derive(Parser)]
 struct Arguments {
-    /// Seeds, as FIRST..LAST, the last one included; or a single one.
-    #[arg(long, default_value = "1..18446744073709551615")]
-    seeds: String,
-    /// Stops after this many seconds; 0 is never.
-    #[arg(long, default_value_t = 0)]
-    seconds: u64,
+    #[command(subcommand)]
+    command: Command,
     /// Threads.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, global = true, default_value_t = 2)]
     jobs: usize,
+    /// Where scripts of failures are put.
+    #[arg(long, global = true, default_value = "target/simulate")]
+    scripts: PathBuf,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let Some((first, last)) = seeds(&arguments.seeds) else {
-        eprintln!("--seeds {}: expected FIRST..LAST", arguments.seeds);
-        return ExitCode::from(2);
-    };
-    let report = run(&Options { first, last, seconds: arguments.seconds, jobs: arguments.jobs });
-    println!("{report:#?}");
-    ExitCode::SUCCESS
+#[derive(Subcommand)]
+enum Command {
+    /// Runs seeds, each an episode.
+    Run {
+        /// A seed, or FIRST..LAST, the last one included.
+        #[arg(long, default_value = "1..1000000000000", value_parser = seeds)]
+        seeds: (u64, u64),
+        /// Stops after so many seconds; 0 is never.
+        #[arg(long, default_value_t = 0)]
+        seconds: u64,
+        /// Fails when a mark is not hit.
+        #[arg(long)]
+        all_marks: bool,
+    },
+    /// Breaks the pool in each known way, and fails unless that is noticed.
+    Sabotage {
+        /// How many first seeds to begin with.
+        #[arg(long, default_value_t = 5)]
+        starts: u64,
+        /// How many seeds each may take.
+        #[arg(long, default_value_t = 100_000)]
+        seeds_max: u64,
+        /// Makes a script of each that is as short as can be.
+        #[arg(long)]
+        minimise: bool,
+    },
+    /// Runs a script.
+    Replay {
+        /// The script.
+        file: PathBuf,
+    },
 }
 
-fn seeds(text: &str) -> Option<(u64, u64)> {
+fn seeds(text: &str) -> Result<(u64, u64), String> {
+    let number = |text: &str| text.parse::<u64>().map_err(|cause| cause.to_string());
     match text.split_once("..") {
-        Some((first, last)) => Some((first.parse().ok()?, last.parse().ok()?)),
-        None => text.parse().ok().map(|seed| (seed, seed)),
+        Some((first, last)) => Ok((number(first)?, number(last)?)),
+        None => number(text).map(|seed| (seed, seed)),
     }
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    quiet();
+    let is_good = match arguments.command {
+        Command::Run {
+            seeds: (first, last),
+            seconds,
+            all_marks,
+        } => {
+            let report = run(&Options {
+                first,
+                last,
+                seconds,
+                jobs: arguments.jobs,
+            });
+            tell(&report, &arguments.scripts)?;
+            report.failures.is_empty() && !(all_marks && tell_missed(&report))
+        }
+        Command::Sabotage {
+            starts,
+            seeds_max,
+            minimise,
+        } => {
+            let caught = catch(starts, seeds_max, arguments.jobs);
+            let scripts = minimise.then_some(arguments.scripts.as_path());
+            for one in &caught {
+                tell_caught(one, scripts)?;
+            }
+            caught.iter().all(|one| one.median().is_some())
+        }
+        Command::Replay { file } => {
+            let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            let script: Script = serde_json::from_slice(&text)
+                .with_context(|| format!("{} is no script", file.display()))?;
+            if let Err(failure) = replay(&script) {
+                bail!("{}\n{}", failure.history, failure.message);
+            }
+            true
+        }
+    };
+    Ok(match is_good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn tell(report: &Report, scripts: &Path) -> Result<()> {
+    for (seed, failure) in &report.failures {
+        eprintln!("seed {seed}:\n{}\n{}", failure.history, failure.message);
+        eprintln!(
+            "to repeat: cargo run -p tests --profile ci --features probes --bin simulate -- run --seeds {seed}"
+        );
+        shorten(failure, scripts, &format!("seed-{seed}"), &|_| true)?;
+    }
+    println!("{report}");
+    println!("{}", report.json());
+    Ok(())
+}
+
+fn tell_missed(report: &Report) -> bool {
+    let missed = report.missed();
+    if !missed.is_empty() {
+        eprintln!("marks that nothing has hit: {}", missed.join(", "));
+    }
+    !missed.is_empty()
+}
+
+fn tell_caught(caught: &Caught, scripts: Option<&Path>) -> Result<()> {
+    let name = caught.sabotage.name();
+    let mut left = None;
+    if let (Some(scripts), Some(failure)) = (scripts, &caught.failure) {
+        set_sabotage(Some(caught.sabotage));
+        let is_it = |script: &Script| {
+            set_sabotage(None);
+            let is_sound = replay(script).is_ok();
+            set_sabotage(Some(caught.sabotage));
+            is_sound
+        };
+        left = shorten(failure, scripts, name, &is_it)?;
+        set_sabotage(None);
+    }
+    let message: String = caught.message.chars().take(160).collect();
+    println!(
+        "{}",
+        json!({
+            "sabotage": name,
+            "median_seeds": caught.median(),
+            "seeds": caught.seeds,
+            "operations_left": left,
+            "noticed": message,
+        })
+    );
+    Ok(())
+}
+
+/// Writes a script down that is as short as can be. How many steps it has.
+fn shorten(
+    failure: &Failure,
+    scripts: &Path,
+    name: &str,
+    is_it: &dyn Fn(&Script) -> bool,
+) -> Result<Option<usize>> {
+    let Some(minimised) = minimise(failure, is_it) else {
+        return Ok(None);
+    };
+    let path = scripts.join(format!("{name}.json"));
+    fs::create_dir_all(scripts).with_context(|| format!("making {}", scripts.display()))?;
+    fs::write(&path, serde_json::to_string_pretty(&minimised.script)? + "\n")
+        .with_context(|| format!("writing {}", path.display()))?;
+    let steps = minimised.script.steps.len();
+    eprintln!(
+        "{} steps of it are in {} ({} runs)",
+        steps,
+        path.display(),
+        minimised.runs
+    );
+    Ok(Some(steps))
 }

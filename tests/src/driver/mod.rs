@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pool::{DeviceInfo, ErrorKind, Mode, Pool, ThinDevice};
+use probe::Mark;
 use serde::Serialize;
 
 use crate::executor::block_on;
@@ -72,6 +73,9 @@ pub struct Tally {
     pub tool_checks: u64,
     /// Bytes compared with the model.
     pub bytes_compared: u64,
+    /// How often each mark was hit, in the order of [`Mark::ALL`].
+    #[serde(skip)]
+    pub marks: Vec<u64>,
 }
 
 impl Tally {
@@ -90,6 +94,10 @@ impl Tally {
         self.checks += other.checks;
         self.tool_checks += other.tool_checks;
         self.bytes_compared += other.bytes_compared;
+        self.marks.resize(Mark::ALL.len(), 0);
+        for (sum, hits) in self.marks.iter_mut().zip(&other.marks) {
+            *sum += hits;
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pool::LogStore;
+use probe::Sabotage;
 
 use super::image::Image;
 use super::power::{Io, Power, Verdict};
@@ -17,6 +18,8 @@ pub(super) struct LogFile {
     image: Option<Image>,
     /// Removed, but perhaps not on the medium.
     removed: Option<Image>,
+    /// What a daemon that is sabotaged has not given to the page cache yet.
+    late: Vec<(u64, Vec<u8>)>,
 }
 
 impl LogFile {
@@ -25,13 +28,21 @@ impl LogFile {
         self.image.as_ref().map_or(0, Image::unsynced)
     }
 
+    /// What the end of the daemon leaves.
+    pub(super) fn after_kill(&self) -> LogFile {
+        LogFile {
+            late: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     /// What a power cut leaves.
     pub(super) fn after_cut(&self, survivors: &mut Survivors) -> LogFile {
         let removed = self.removed.as_ref().filter(|_| survivors.flips());
         let left = self.image.as_ref().or(removed);
         LogFile {
             image: left.map(|image| image.after_cut(survivors, false)),
-            removed: None,
+            ..LogFile::default()
         }
     }
 }
@@ -67,7 +78,7 @@ impl SimLog {
     pub fn set_content(&self, content: Option<Vec<u8>>) {
         *self.file.lock() = LogFile {
             image: content.map(|content| image(&content, content.len() as u64)),
-            removed: None,
+            ..LogFile::default()
         };
     }
 
@@ -116,7 +127,7 @@ impl LogStore for SimLog {
         if happens {
             *self.file.lock() = LogFile {
                 image: Some(image(content, len)),
-                removed: None,
+                ..LogFile::default()
             };
         }
         outcome(verdict)
@@ -126,6 +137,10 @@ impl LogStore for SimLog {
         let (verdict, happens) = self.begin_write();
         if happens {
             let mut file = self.file.lock();
+            if probe::is_sabotaged(Sabotage::LateRecord) {
+                file.late.push((at, bytes.to_vec()));
+                return outcome(verdict);
+            }
             let Some(image) = &mut file.image else {
                 return Err(io::Error::other("there is no log"));
             };
@@ -136,9 +151,11 @@ impl LogStore for SimLog {
 
     fn sync(&self) -> io::Result<()> {
         let mut file = self.file.lock();
+        let late = std::mem::take(&mut file.late);
         let Some(image) = &mut file.image else {
             return Err(io::Error::other("there is no log"));
         };
+        late.iter().for_each(|(at, bytes)| image.write(*at, bytes));
         let covered = image.writes();
         let verdict = self.power.begin(Io::LogSync);
         match verdict {
@@ -155,8 +172,8 @@ impl LogStore for SimLog {
             let mut file = self.file.lock();
             let removed = file.image.take();
             *file = LogFile {
-                image: None,
                 removed,
+                ..LogFile::default()
             };
         }
         outcome(verdict)

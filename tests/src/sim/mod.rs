@@ -160,7 +160,7 @@ impl Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
         power.set_holes(self.power.holes());
-        let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.file());
+        let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.file().after_kill());
         Machine::on(
             power,
             self.data.image(),

@@ -1,0 +1,100 @@
+//! The simulator: many short episodes on all processors, and what they show.
+//!
+//! A seed is an episode, of one of three kinds: a script on a small pool, that on a pool large enough for trees of
+//! more than one node, or a crowd whose requests run at the same time.
+
+mod minimise;
+mod report;
+mod sabotage;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+pub use minimise::{Minimised, minimise};
+pub use report::Report;
+pub use sabotage::{Caught, catch};
+
+use crate::driver::Tally;
+use crate::episode::{Conditions, Failure, crowded};
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The first seed.
+    pub first: u64,
+    /// The last seed.
+    pub last: u64,
+    /// For how long, in seconds; 0 is until all seeds were run.
+    pub seconds: u64,
+    /// On how many threads.
+    pub jobs: usize,
+}
+
+const SMALL: Conditions = Conditions {
+    operations: (10, 40),
+    data_blocks: (12, 40),
+    metadata_blocks: (600, 700),
+    crashes: 15,
+    faults: 8,
+    is_swarm: true,
+};
+
+const LARGE: Conditions = Conditions {
+    operations: (20, 60),
+    data_blocks: (300, 600),
+    metadata_blocks: (1200, 1500),
+    crashes: 10,
+    ..SMALL
+};
+
+/// Runs the episode of a seed on this thread.
+///
+/// # Errors
+/// When a promise is broken.
+pub fn run_seed(seed: u64) -> Result<Tally, Box<Failure>> {
+    drop(probe::take_hits());
+    let tally = match seed % 64 {
+        0 => LARGE.run(seed),
+        1..16 => crowded(seed),
+        _ => SMALL.run(seed),
+    };
+    let marks = probe::take_hits();
+    tally.map(|tally| Tally { marks, ..tally })
+}
+
+/// Keeps panics quiet: they are how episodes fail, and are reported with their seeds.
+pub fn quiet() {
+    std::panic::set_hook(Box::new(|_| ()));
+}
+
+/// Runs seeds until the end, the time, or the first failure.
+pub fn run(options: &Options) -> Report {
+    let next = AtomicU64::new(options.first);
+    let is_over = AtomicBool::new(false);
+    let report = Mutex::new(Report::default());
+    let started = Instant::now();
+    let is_late = || options.seconds > 0 && started.elapsed().as_secs() >= options.seconds;
+    let work = || {
+        let mut own = Report::default();
+        while !is_over.load(Ordering::Relaxed) && !is_late() {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed > options.last {
+                break;
+            }
+            own.add_seed(seed, run_seed(seed));
+            is_over.fetch_or(!own.failures.is_empty(), Ordering::Relaxed);
+        }
+        report.lock().add(own);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs {
+            scope.spawn(work);
+        }
+    });
+    let mut report = report.into_inner();
+    report.seconds = started.elapsed().as_secs_f64();
+    report.jobs = options.jobs;
+    report
+}
