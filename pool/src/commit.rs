@@ -346,7 +346,8 @@ impl<H: Host> Pool<H> {
     /// Takes blocks that have lost their mapping before any commit saw it.
     pub(crate) fn supersede(&self, blocks: impl IntoIterator<Item = DataBlock>) {
         if is_sabotaged(Sabotage::ReuseFreed) {
-            return self.epochs.retire(blocks.into_iter().collect());
+            let mut allocator = self.allocator.lock();
+            return blocks.into_iter().for_each(|block| allocator.release(block));
         }
         self.superseded.lock().extend(blocks);
     }

@@ -78,8 +78,6 @@ names! {
         VolumeLeftOut,
         /// A partial block was given up while its filling in waited for it.
         FillInTooLate,
-        /// A partial block lay over another one.
-        PartialOverPartial,
         /// A write found a block whole that was partial when it looked.
         WholeMeanwhile,
         /// A commit was served by another's.
@@ -110,7 +108,7 @@ names! {
         SuperblockFirst,
         /// A block freed since the last commit is handed out again.
         ReuseFreed,
-        /// Leaves that go whole keep their references to data blocks.
+        /// Of several mappings that are removed at once only the first gives its reference back.
         ForgetDecrement,
         /// The rest of a new block is what it was.
         SkipZeroing,

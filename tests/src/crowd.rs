@@ -14,7 +14,7 @@ use crate::driver::Tally;
 use crate::executor::{Task, block_on, run};
 use crate::history::History;
 use crate::setup::{expect_true_space, geometry, new, read_all};
-use crate::sim::{Fault, Io, Machine, Shape, SimHost};
+use crate::sim::{Fault, FaultKind, Io, Machine, Shape, SimHost};
 
 const BLOCK: u64 = 65_536;
 /// Blocks of a volume.
@@ -176,9 +176,14 @@ impl Crowd {
     pub async fn data_errors(&self, machine: &Machine, mut prng: Prng, count: u64) {
         let device = self.pool.open_device(&volume(0)).unwrap();
         for _ in 0..count {
+            let io = [Io::DataRead, Io::DataWrite, Io::LogWrite][prng.index(3)];
             machine.power.set_faults([Fault {
                 after: prng.below(6),
-                ..Fault::once([Io::DataRead, Io::DataWrite][prng.index(2)])
+                kind: match io {
+                    Io::LogWrite => FaultKind::StorageFull,
+                    _ => FaultKind::Failed,
+                },
+                ..Fault::once(io)
             }]);
             self.flush(&device, 0).await;
         }
@@ -258,8 +263,8 @@ impl Crowd {
         let _ = self.succeeded("removing", self.pool.remove(&victim.name).await);
     }
 
-    /// Tasks of so many requests each.
-    pub fn tasks(&self, prng: &mut Prng, count: u64) -> Vec<Task<'_>> {
+    /// Tasks of so many requests each, and others of so many operations on names.
+    pub fn tasks(&self, prng: &mut Prng, count: u64, controls: u64) -> Vec<Task<'_>> {
         let mut tasks: Vec<Task<'_>> = Vec::new();
         for index in 0..VOLUMES {
             for _ in 0..3 {
@@ -267,7 +272,7 @@ impl Crowd {
             }
         }
         for _ in 0..2 {
-            tasks.push(Box::pin(self.control(prng.fork(), count / 4)));
+            tasks.push(Box::pin(self.control(prng.fork(), controls)));
         }
         tasks
     }
@@ -330,7 +335,8 @@ pub fn episode(prng: &mut Prng) -> Tally {
     let fails = prng.chance(20);
     let crowd = Crowd::new(&machine, fails || end != End::Calm, is_small);
     let count = 4 + prng.below(10);
-    let mut tasks = crowd.tasks(prng, count);
+    let controls = 1 + prng.below(count / 2);
+    let mut tasks = crowd.tasks(prng, count, controls);
     if fails {
         tasks.push(Box::pin(crowd.data_errors(&machine, prng.fork(), count)));
     }
@@ -341,7 +347,7 @@ pub fn episode(prng: &mut Prng) -> Tally {
     }
     run(tasks, &mut prng.fork());
     let mut tally = Tally {
-        operations: 6 * count + 2 * (count / 4),
+        operations: 6 * count + 2 * controls,
         ..Tally::default()
     };
     let survivor = match end {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::Prng;
 use crate::crowd;
 use crate::driver::{Crash, Driver, Script, Step, Tally, Trouble};
-use crate::ops::Generator;
+use crate::ops::{Generator, Op};
 use crate::sim::{Fault, FaultKind, Geometry, Io};
 
 /// A kind of episodes.
@@ -21,8 +21,24 @@ pub struct Conditions {
     pub crashes: u64,
     /// How often I/O fails, in percent of operations.
     pub faults: u64,
-    /// Whether an episode has some kinds of operations only.
-    pub is_swarm: bool,
+    /// Which operations there are.
+    pub mixture: Mixture,
+    /// Whether metadata is so scarce that operations may fail for want of it.
+    pub is_tight: bool,
+}
+
+/// Which operations an episode has.
+#[derive(Clone, Copy, Debug)]
+pub enum Mixture {
+    /// All kinds, lengths and alignments.
+    All,
+    /// Some kinds, lengths and alignments, on volumes of at most so many blocks.
+    Swarm {
+        /// So many.
+        volume_blocks: u64,
+    },
+    /// All kinds, on large volumes and many blocks at a time.
+    Large,
 }
 
 /// How an episode that failed did so.
@@ -51,7 +67,7 @@ impl Drawn {
         let trouble = if self.prng.chance(self.conditions.crashes) {
             Some(Trouble::Crash(Crash::drawn(&mut self.prng, 40)))
         } else if self.prng.chance(self.conditions.faults) {
-            Some(self.fault())
+            Some(self.fault(&op))
         } else {
             None
         };
@@ -62,13 +78,21 @@ impl Drawn {
         }
     }
 
-    fn fault(&mut self) -> Trouble {
+    fn fault(&mut self, op: &Op) -> Trouble {
         let prng = &mut self.prng;
-        let io = Io::FAULTY[prng.index(Io::FAULTY.len())];
+        let likely: &[Io] = match op {
+            Op::Flush { .. } => &[Io::DataSync, Io::LogWrite, Io::LogSync],
+            Op::Read { .. } => &[Io::DataRead],
+            Op::Write { .. } | Op::Zeroes { .. } => {
+                &[Io::DataRead, Io::DataWrite, Io::DataAllocate, Io::LogWrite]
+            }
+            _ => &Io::FAULTY,
+        };
+        let io = likely[prng.index(likely.len())];
         let is_sticky = prng.chance(50);
         let may_be_full = matches!(io, Io::DataWrite | Io::DataAllocate) && is_sticky;
         let fault = Fault {
-            after: prng.below(4),
+            after: prng.below(4) * prng.below(2),
             io: Some(io),
             kind: match may_be_full {
                 true => FaultKind::StorageFull,
@@ -99,12 +123,14 @@ impl Conditions {
         let mut script = Script {
             geometry,
             holes: [0, 50, 100][prng.index(3)],
+            is_tight: self.is_tight,
             seed,
             steps: Vec::new(),
         };
-        let generator = match self.is_swarm {
-            true => Generator::swarm(prng.fork(), geometry.data_blocks),
-            false => Generator::new(prng.fork(), geometry.data_blocks),
+        let generator = match self.mixture {
+            Mixture::All => Generator::new(prng.fork(), geometry.data_blocks),
+            Mixture::Swarm { volume_blocks } => Generator::swarm(prng.fork(), volume_blocks),
+            Mixture::Large => Generator::large(prng.fork()),
         };
         let mut drawn = Drawn {
             generator,

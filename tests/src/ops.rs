@@ -169,7 +169,8 @@ pub fn uuid(number: u64, index: usize) -> String {
 #[derive(Clone, Debug)]
 pub struct Generator {
     prng: Prng,
-    /// Largest size of a volume in blocks.
+    /// Smallest size of a volume in blocks, and how many sizes there are.
+    volume_blocks_min: u64,
     volume_blocks: u64,
     /// In percent, how many operations on devices change what is there rather than names.
     requests: u64,
@@ -180,6 +181,9 @@ pub struct Generator {
     lengths: Vec<u64>,
 }
 
+/// Blocks of a large volume: more than a leaf has entries.
+const LARGE_BLOCKS: u64 = 260;
+
 const VOLUMES: u64 = 6;
 const SNAPSHOTS: u64 = 4;
 
@@ -188,6 +192,7 @@ impl Generator {
     pub fn new(mut prng: Prng, data_blocks: u64) -> Self {
         let most = (data_blocks / 2).clamp(4, 40);
         Generator {
+            volume_blocks_min: 1,
             volume_blocks: 2 + prng.below(most),
             requests: 60 + prng.below(35),
             kinds: u64::MAX,
@@ -199,8 +204,10 @@ impl Generator {
 
     /// A generator of only some kinds of operations, sizes and alignments: what is rare in a mixture of
     /// everything is common in one of these.
-    pub fn swarm(mut prng: Prng, data_blocks: u64) -> Self {
-        let mut all = Self::new(prng.fork(), data_blocks);
+    /// Volumes have at most so many blocks.
+    pub fn swarm(mut prng: Prng, volume_blocks: u64) -> Self {
+        let mut all = Self::new(prng.fork(), 0);
+        all.volume_blocks = 2 + prng.below(volume_blocks);
         all.kinds = prng.bits() | prng.bits() | 1 << Op::CREATE | 1 << Op::WRITE;
         let mut some_of = |values: &[u64]| -> Vec<u64> {
             (0..1 + prng.below(3))
@@ -209,6 +216,15 @@ impl Generator {
         };
         all.units = some_of(&all.units);
         all.lengths = some_of(&all.lengths);
+        all
+    }
+
+    /// A generator for volumes whose mappings do not fit into a node: they are many, and many change at a time.
+    pub fn large(prng: Prng) -> Self {
+        let mut all = Self::new(prng, 0);
+        all.volume_blocks_min = LARGE_BLOCKS;
+        all.units = vec![BLOCK];
+        all.lengths = vec![BLOCK, 20 * BLOCK, 2 * LARGE_BLOCKS * BLOCK];
         all
     }
 
@@ -351,7 +367,7 @@ impl Generator {
     }
 
     fn size(&mut self) -> u64 {
-        let blocks = 1 + self.prng.below(self.volume_blocks);
+        let blocks = self.volume_blocks_min + self.prng.below(self.volume_blocks);
         match self.prng.below(4) {
             0 => blocks * BLOCK - 512 * self.prng.below(128),
             _ => blocks * BLOCK,

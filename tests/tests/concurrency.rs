@@ -21,7 +21,7 @@ fn interleaved_requests_follow_the_rules() {
         |mut prng| {
             let machine = hesitant(&mut prng, 600);
             let shared = Crowd::new(&machine, false, false);
-            run(shared.tasks(&mut prng, 40), &mut prng.fork());
+            run(shared.tasks(&mut prng, 40, 10), &mut prng.fork());
             shared.check(&shared.pool, false);
             expect_true_space(&machine, &shared.pool);
         },
@@ -34,7 +34,7 @@ fn a_full_pool_stays_true() {
         let blocks = 10 + prng.below(12);
         let machine = hesitant(&mut prng, blocks);
         let shared = Crowd::new(&machine, false, true);
-        run(shared.tasks(&mut prng, 40), &mut prng.fork());
+        run(shared.tasks(&mut prng, 40, 10), &mut prng.fork());
         shared.check(&shared.pool, false);
         expect_true_space(&machine, &shared.pool);
     });
@@ -51,7 +51,7 @@ fn a_power_cut_under_load_loses_nothing_flushed() {
             let shared = Crowd::new(&machine, true, false);
             let power = &machine.power;
             power.cut_at(Some(power.changes() + prng.below(600)));
-            run(shared.tasks(&mut prng, 40), &mut prng.fork());
+            run(shared.tasks(&mut prng, 40, 10), &mut prng.fork());
             let survivor = machine.after_cut(Shape::any(&mut prng), &mut prng);
             let pool = survivor.open().unwrap();
             shared.check(&pool, true);
@@ -72,7 +72,7 @@ fn a_kill_under_load_loses_nothing_acknowledged() {
             let power = &machine.power;
             power.set_kill(true);
             power.cut_at(Some(power.changes() + prng.below(900)));
-            run(shared.tasks(&mut prng, 40), &mut prng.fork());
+            run(shared.tasks(&mut prng, 40, 10), &mut prng.fork());
             power.cut();
             let restarted = machine.after_kill(&mut prng);
             let pool = restarted.open().unwrap();
@@ -101,7 +101,7 @@ fn data_errors_under_load_lose_nothing_flushed() {
         |mut prng| {
             let machine = hesitant(&mut prng, 600);
             let shared = Crowd::new(&machine, true, false);
-            let mut tasks = shared.tasks(&mut prng, 30);
+            let mut tasks = shared.tasks(&mut prng, 30, 7);
             tasks.push(Box::pin(shared.data_errors(&machine, prng.fork(), 20)));
             run(tasks, &mut prng.fork());
             if shared.pool.status().mode == Mode::Write {

@@ -1,6 +1,6 @@
 //! Random operations on a pool, compared with a model after each.
 
-use tests::episode::Conditions;
+use tests::episode::{Conditions, Mixture};
 use tests::runs::Family;
 
 const CALM: Family = Family {
@@ -13,7 +13,8 @@ const CALM: Family = Family {
         metadata_blocks: (600, 900),
         crashes: 0,
         faults: 0,
-        is_swarm: false,
+        mixture: Mixture::All,
+        is_tight: false,
     },
 };
 

@@ -134,9 +134,7 @@ fn drop_counted<V: Value>(
         Below::Values(values) => {
             entries = values.len() as u64;
             for value in values {
-                if !is_sabotaged(Sabotage::ForgetDecrement) {
-                    value.dec(tx)?;
-                }
+                value.dec(tx)?;
             }
         }
         Below::Children(children) => {
@@ -208,6 +206,10 @@ fn erase<V: Value>(
         let gone = start..end.unwrap_or(node.as_ref().len());
         let values = node.as_ref().values::<V>(gone.clone());
         node.remove(gone);
+        if is_sabotaged(Sabotage::ForgetDecrement) && values.len() > 1 {
+            values[0].dec(tx)?;
+            return Ok(values.len() as u64);
+        }
         for value in &values {
             value.dec(tx)?;
         }

@@ -45,10 +45,7 @@ impl<H: Host> Pool<H> {
                 Place::Exclusive(old) | Place::MaybeShared(old) => old,
             };
             match device.partials.get(old) {
-                Some(before) => {
-                    mark(Mark::PartialOverPartial);
-                    partial = before;
-                }
+                Some(before) => partial = before,
                 None => return (Source::Data(self.block_size.position(old) + begin), len),
             }
         }

@@ -42,6 +42,8 @@ pub struct Driver {
     prng: Prng,
     number: u64,
     history: Vec<String>,
+    /// Whether operations may fail for want of metadata.
+    is_tight: bool,
     /// What has survived each power cut, by the numbers of sectors.
     pub survivors: Vec<Vec<u64>>,
     /// Counts of what was done.
@@ -123,6 +125,7 @@ impl Driver {
             prng,
             number: 0,
             history: Vec::new(),
+            is_tight: false,
             survivors: Vec::new(),
             tally: Tally::default(),
         }
@@ -179,7 +182,7 @@ impl Driver {
             _ => {}
         }
         let is_kill = self.machine.power.is_kill();
-        let before = (op.is_control() || is_kill).then(|| self.model.clone());
+        let before = (op.is_control() || is_kill || self.is_tight).then(|| self.model.clone());
         let expected = self.model.apply(op, self.number);
         let outcome = block_on(self.perform(op));
         if self.machine.power.is_off() {
@@ -194,6 +197,11 @@ impl Driver {
                 (None, Err(_)) => {}
             }
             return;
+        }
+        if self.is_scarcity(expected, &outcome) {
+            self.alternative = before.clone().filter(|_| op.is_control());
+            self.before_kill = before;
+            return self.crash(&Crash::kill());
         }
         let plan = self.machine.power.suspend();
         self.compare_outcome(op, expected, outcome);
@@ -218,7 +226,7 @@ impl Driver {
             && expected != Err(cause.kind())
         {
             assert!(
-                self.machine.power.fault_hit(),
+                self.machine.power.fault_hit() || self.is_scarcity(expected, &outcome),
                 "{op:?} failed without a fault: {cause}"
             );
             self.alternative = op.is_control().then(|| before.clone());
@@ -236,6 +244,17 @@ impl Driver {
         self.verify_touched(op);
         self.machine.power.resume(plan);
         true
+    }
+
+    /// Whether an operation has failed for want of metadata, which nobody foretells.
+    fn is_scarcity<T>(
+        &self,
+        expected: Result<(), ErrorKind>,
+        outcome: &Result<T, pool::Error>,
+    ) -> bool {
+        let kind = outcome.as_ref().map_err(pool::Error::kind).err();
+        let is_unforetold = expected != Err(ErrorKind::NoSpace);
+        self.is_tight && is_unforetold && kind == Some(ErrorKind::NoSpace)
     }
 
     fn compare_outcome(
@@ -272,7 +291,8 @@ impl Driver {
         }
         let status = self.pool().status();
         assert!(
-            matches!(status.mode, Mode::Write | Mode::OutOfDataSpace),
+            matches!(status.mode, Mode::Write | Mode::OutOfDataSpace)
+                || self.is_tight && status.mode == Mode::OutOfMetadataSpace,
             "{op:?} left the pool in mode {:?}: {}",
             status.mode,
             status.mode_reason

@@ -10,7 +10,10 @@ use super::crash::Crash;
 use crate::executor::block_on;
 use crate::ops::Op;
 use crate::prng::Prng;
-use crate::sim::{Fault, Geometry};
+use crate::sim::{Fault, Geometry, Io};
+
+/// More changes of the stores than any step makes.
+const STEP_CHANGES_MAX: u64 = 100_000;
 
 /// A run.
 #[derive(Clone, Default, Debug, Serialize, Deserialize)]
@@ -19,6 +22,9 @@ pub struct Script {
     pub geometry: Geometry,
     /// In percent, how often free space of the data store is a hole.
     pub holes: u64,
+    /// Whether operations may fail for want of metadata.
+    #[serde(default)]
+    pub is_tight: bool,
     /// What all randomness is drawn from.
     pub seed: u64,
     /// What happens, in order.
@@ -49,8 +55,9 @@ pub enum Trouble {
 impl Driver {
     /// A driver at the beginning of a script.
     pub fn of_script(script: &Script) -> Self {
-        let driver = Driver::new(script.geometry, Prng::new(script.seed));
+        let mut driver = Driver::new(script.geometry, Prng::new(script.seed));
         driver.machine.power.set_holes(script.holes);
+        driver.is_tight = script.is_tight;
         driver
     }
 
@@ -61,11 +68,14 @@ impl Driver {
     pub fn perform_step(&mut self, seed: u64, step: &Step) {
         self.prng = Prng::new(Prng::new(seed ^ step.number).bits());
         self.machine.power.reseed(self.prng.fork());
+        self.machine.power.expect_end(STEP_CHANGES_MAX);
         self.number = step.number - 1;
         match &step.trouble {
             None => self.step(&step.op),
             Some(Trouble::Crash(crash)) => self.step_and_crash(&step.op, crash),
-            Some(Trouble::Fault(fault, crash)) => self.step_with_fault(&step.op, *fault, crash),
+            Some(Trouble::Fault(fault, crash)) => {
+                self.step_with_fault(&step.op, *fault, crash);
+            }
         }
     }
 
@@ -92,9 +102,9 @@ impl Driver {
         if let (true, Some(io)) = (was_hit, fault.io) {
             *self.tally.faults.entry(io).or_default() += 1;
         }
-        if !goes_on {
+        if !goes_on || was_hit && self.prng.chance(50) {
             self.crash(crash);
-        } else if was_hit {
+        } else if was_hit && matches!(fault.io, Some(Io::DataRead | Io::DataWrite)) {
             // A volume whose blocks could not be filled in is in the next commit.
             let committed = block_on(self.pool().commit());
             assert!(committed.is_ok(), "a commit after a fault: {committed:?}");

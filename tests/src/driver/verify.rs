@@ -35,7 +35,9 @@ impl Driver {
         for ReadPiece { len, hole } in &pieces {
             let part = to_usize(at - offset)..to_usize(at - offset) + len;
             if *hole {
-                assert!(sparse[part.clone()].iter().all(|byte| *byte == 0x77));
+                // Without a branch for each byte: most of all bytes are looked at here.
+                let touched = sparse[part.clone()].iter().fold(0, |sum, byte| sum | (byte ^ 0x77));
+                assert_eq!(touched, 0, "a hole was written to");
                 sparse[part].fill(0);
             }
             at += *len as u64;

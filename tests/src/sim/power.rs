@@ -118,6 +118,8 @@ pub(super) enum Verdict {
 struct State {
     prng: Prng,
     changes: u64,
+    /// More changes than this are no end to come.
+    changes_max: u64,
     /// How many I/Os of each kind were begun.
     counts: BTreeMap<Io, u64>,
     cut_at: Option<u64>,
@@ -167,6 +169,7 @@ impl Power {
         Power(Mutex::new(State {
             prng,
             changes: 0,
+            changes_max: u64::MAX,
             counts: BTreeMap::new(),
             cut_at: None,
             is_off: false,
@@ -182,6 +185,12 @@ impl Power {
     /// Cuts the power at the change with this number, counted from 0 at the machine's start.
     pub fn cut_at(&self, change: Option<u64>) {
         self.0.lock().cut_at = change;
+    }
+
+    /// Fails whoever goes on after so many more changes: an operation without end.
+    pub fn expect_end(&self, changes: u64) {
+        let mut state = self.0.lock();
+        state.changes_max = state.changes + changes;
     }
 
     /// Whether the daemon alone is killed where the power would be cut. The kernel goes on then: what
@@ -301,6 +310,7 @@ impl Power {
         *state.counts.entry(io).or_default() += 1;
         if io.changes() {
             let number = state.changes;
+            assert!(number < state.changes_max, "no end after {number} changes");
             state.changes += 1;
             if state.cut_at.is_some_and(|at| number >= at) {
                 state.is_off = true;

@@ -1,7 +1,7 @@
 //! The simulator: many short episodes on all processors, and what they show.
 //!
-//! A seed is an episode, of one of three kinds: a script on a small pool, that on a pool large enough for trees of
-//! more than one node, or a crowd whose requests run at the same time.
+//! A seed is an episode, of one of four kinds: a script on a small pool; on one with little metadata; now and then
+//! on one large enough for trees of more than one node; or a crowd, whose requests run at the same time.
 
 mod minimise;
 mod report;
@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 
 pub use minimise::{Minimised, minimise};
 pub use report::Report;
 pub use sabotage::{Caught, catch};
 
 use crate::driver::Tally;
-use crate::episode::{Conditions, Failure, crowded};
+use crate::episode::{Conditions, Failure, Mixture, crowded};
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +39,22 @@ const SMALL: Conditions = Conditions {
     metadata_blocks: (600, 700),
     crashes: 15,
     faults: 8,
-    is_swarm: true,
+    mixture: Mixture::Swarm { volume_blocks: 20 },
+    is_tight: false,
 };
 
 const LARGE: Conditions = Conditions {
     operations: (20, 60),
-    data_blocks: (300, 600),
+    data_blocks: (500, 900),
     metadata_blocks: (1200, 1500),
     crashes: 10,
+    mixture: Mixture::Large,
+    ..SMALL
+};
+
+const TIGHT: Conditions = Conditions {
+    metadata_blocks: (84, 120),
+    is_tight: true,
     ..SMALL
 };
 
@@ -56,12 +65,20 @@ const LARGE: Conditions = Conditions {
 pub fn run_seed(seed: u64) -> Result<Tally, Box<Failure>> {
     drop(probe::take_hits());
     let tally = match seed % 64 {
-        0 => LARGE.run(seed),
-        1..16 => crowded(seed),
+        0 if seed.is_multiple_of(2048) => LARGE.run(seed),
+        0..4 => TIGHT.run(seed),
+        4..24 => crowded(seed),
         _ => SMALL.run(seed),
     };
     let marks = probe::take_hits();
     tally.map(|tally| Tally { marks, ..tally })
+}
+
+/// How long this process has worked so far.
+#[expect(clippy::cast_precision_loss, reason = "for people to read")]
+fn processor_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Keeps panics quiet: they are how episodes fail, and are reported with their seeds.
@@ -75,6 +92,7 @@ pub fn run(options: &Options) -> Report {
     let is_over = AtomicBool::new(false);
     let report = Mutex::new(Report::default());
     let started = Instant::now();
+    let worked = processor_seconds();
     let is_late = || options.seconds > 0 && started.elapsed().as_secs() >= options.seconds;
     let work = || {
         let mut own = Report::default();
@@ -95,6 +113,7 @@ pub fn run(options: &Options) -> Report {
     });
     let mut report = report.into_inner();
     report.seconds = started.elapsed().as_secs_f64();
+    report.processor_seconds = processor_seconds() - worked;
     report.jobs = options.jobs;
     report
 }

@@ -22,6 +22,8 @@ pub struct Report {
     pub failures: Vec<(u64, Failure)>,
     /// How long it took.
     pub seconds: f64,
+    /// How long processors worked for it.
+    pub processor_seconds: f64,
     /// On how many threads.
     pub jobs: usize,
 }
@@ -53,10 +55,10 @@ impl Report {
         self.tally.kills + self.tally.cuts
     }
 
-    /// Crashes in a second of one thread.
+    /// Crashes in a second of one processor.
     #[expect(clippy::cast_precision_loss, reason = "for people to read")]
     pub fn rate(&self) -> f64 {
-        self.crashes() as f64 / self.seconds.max(0.001) / self.jobs.max(1) as f64
+        self.crashes() as f64 / self.processor_seconds.max(0.001)
     }
 
     /// Marks that nothing has hit.
@@ -81,7 +83,8 @@ impl Report {
             "range": self.range,
             "seconds": self.seconds,
             "jobs": self.jobs,
-            "crashes_per_second_per_job": self.rate(),
+            "processor_seconds": self.processor_seconds,
+            "crashes_per_processor_second": self.rate(),
             "operations": tally.operations,
             "crashes": { "cut": tally.cuts, "kill": tally.kills, "double": tally.doubles },
             "faults": tally.faults,
@@ -98,7 +101,7 @@ impl fmt::Display for Report {
         let tally = &self.tally;
         writeln!(
             to,
-            "{} seeds in {:.0} s on {} threads: {:.0} crashes a second and thread",
+            "{} seeds in {:.0} s on {} threads: {:.0} crashes in a second of a processor",
             self.seeds,
             self.seconds,
             self.jobs,
