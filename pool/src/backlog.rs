@@ -81,9 +81,9 @@ impl Backlog {
         self.0.lock().uncommitted.changes > 0
     }
 
-    /// How many changes the last commit has left out.
-    pub(crate) fn left_out(&self) -> u64 {
-        self.0.lock().left_out.changes
+    /// What the last commit has left out.
+    pub(crate) fn left_out(&self) -> Waiting {
+        self.0.lock().left_out
     }
 
     /// All of it.
@@ -137,7 +137,10 @@ mod tests {
             chunks: 1,
         };
         backlog.leave_out(one);
-        assert_eq!((backlog.waiting().changes, backlog.left_out()), (3, 1));
+        assert_eq!(
+            (backlog.waiting().changes, backlog.left_out().changes),
+            (3, 1)
+        );
         backlog.end_commit();
         assert_eq!(
             (backlog.waiting().changes, backlog.waiting().chunks),

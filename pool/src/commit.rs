@@ -347,7 +347,9 @@ impl<H: Host> Pool<H> {
     pub(crate) fn supersede(&self, blocks: impl IntoIterator<Item = DataBlock>) {
         if is_sabotaged(Sabotage::ReuseFreed) {
             let mut allocator = self.allocator.lock();
-            return blocks.into_iter().for_each(|block| allocator.release(block));
+            return blocks
+                .into_iter()
+                .for_each(|block| allocator.release(block));
         }
         self.superseded.lock().extend(blocks);
     }
@@ -385,6 +387,14 @@ impl<H: Host> Pool<H> {
             .backlog
             .permit(|waiting, more| room.admits(waiting, more))?;
         Some((recording, change))
+    }
+
+    /// Refuses to wait for commits that make no room, since what they leave out takes it.
+    pub(crate) fn check_commits_help(&self) -> Result<(), Error> {
+        if self.metadata_room.admits(self.backlog.left_out(), 1) {
+            return Ok(());
+        }
+        self.check_all_covered()
     }
 
     /// Bounds the open transaction after unmapping: with too many changes waiting, commits.

@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs;
+use std::path::Path;
+
 use tests::Prng;
+use tests::driver::Script;
+use tests::episode::replay;
 use tests::executor::block_on;
 use tests::setup::{machine, name, new};
 use tests::sim::{Fault, Io, Shape};
@@ -56,4 +61,25 @@ fn a_commit_covers_writes_in_place() {
     let mut bytes = [0; 4096];
     block_on(device.read(0, &mut bytes)).unwrap();
     assert_eq!(bytes, [2; 4096]);
+}
+
+/// The simulator found these, and made them as short as they are. What each is about is its name.
+#[test]
+fn scripts_that_failed_once() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
+    let mut scripts = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let script: Script = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        if let Err(failure) = replay(&script) {
+            panic!(
+                "{}: {}\n{}",
+                path.display(),
+                failure.history,
+                failure.message
+            );
+        }
+        scripts += 1;
+    }
+    assert!(scripts > 0, "no scripts in {}", folder.display());
 }

@@ -45,7 +45,7 @@ impl<H: Host> Pool<H> {
     ) -> Result<(), Error> {
         let mut next = blocks.start;
         while next < blocks.end {
-            if self.backlog.left_out() >= self.log.records_max() {
+            if self.backlog.left_out().changes >= self.log.records_max() {
                 // What cannot be committed must not pile up.
                 device.check_covered()?;
             }

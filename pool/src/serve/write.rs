@@ -268,6 +268,7 @@ impl<H: Host> Pool<H> {
         self.check_metadata_space()?;
         let Some(_permit) = self.permit_change() else {
             self.log.check_space()?;
+            self.check_commits_help()?;
             return Err(Stopped::NeedsCommit);
         };
         let Fresh { block, is_zero } = self.take_block().await?;
