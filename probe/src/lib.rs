@@ -9,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(all(feature = "on", not(debug_assertions)))]
-compile_error!("the feature `on` of the crate `probe` is for tests: it must not be in a release build");
+compile_error!(
+    "the feature `on` of the crate `probe` is for tests: it must not be in a release build"
+);
 
 macro_rules! names {
     ($(#[$doc:meta])* $kind:ident { $($(#[$of:meta])* $name:ident,)* }) => {

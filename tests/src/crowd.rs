@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::missing_panics_doc, reason = "all of it is checks")]
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use parking_lot::Mutex;
-use pool::{DeviceName, Error, ErrorKind, Pool, ThinDevice, Zeroing};
+use pool::{DeviceName, Error, ErrorKind, NoSpacePolicy, Pool, ThinDevice, Zeroing};
 
 use crate::Prng;
 use crate::driver::Tally;
@@ -190,6 +192,23 @@ impl Crowd {
         machine.power.set_faults([]);
     }
 
+    /// Lets writes wait for space, and makes the pool larger now and then; in the end none waits any more.
+    async fn keeper(&self, machine: &Machine, data_blocks: u64, mut prng: Prng) {
+        self.pool.set_no_space_policy(NoSpacePolicy::default());
+        let mut blocks = data_blocks;
+        for _ in 0..prng.below(4) {
+            yields(200).await;
+            blocks += 1 + prng.below(4);
+            machine.data.grow(blocks * BLOCK);
+            let _ = self.succeeded("growing", self.pool.grow_data(blocks * BLOCK).await);
+        }
+        yields(200).await;
+        self.pool.set_no_space_policy(NoSpacePolicy {
+            error_if_no_space: true,
+            ..NoSpacePolicy::default()
+        });
+    }
+
     /// Operations on names of one task.
     pub async fn control(&self, mut prng: Prng, count: u64) {
         for _ in 0..count {
@@ -315,6 +334,19 @@ pub fn hesitant(prng: &mut Prng, data_blocks: u64) -> Machine {
     machine
 }
 
+/// Lets others go first so many times.
+async fn yields(mut count: u64) {
+    poll_fn(|context| {
+        if count == 0 {
+            return Poll::Ready(());
+        }
+        count -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// How an episode ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -341,6 +373,9 @@ pub fn episode(prng: &mut Prng) -> Tally {
         tasks.push(Box::pin(crowd.data_errors(&machine, prng.fork(), count)));
     }
     let power = &machine.power;
+    if is_small && prng.chance(50) {
+        tasks.push(Box::pin(crowd.keeper(&machine, data_blocks, prng.fork())));
+    }
     if end != End::Calm {
         power.set_kill(end == End::Kill);
         power.cut_at(Some(power.changes() + prng.below(20 * count)));

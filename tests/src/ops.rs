@@ -223,7 +223,7 @@ impl Generator {
     pub fn large(prng: Prng) -> Self {
         let mut all = Self::new(prng, 0);
         all.volume_blocks_min = LARGE_BLOCKS;
-        all.units = vec![BLOCK];
+        all.units = vec![BLOCK, LARGE_BLOCKS * BLOCK];
         all.lengths = vec![BLOCK, 20 * BLOCK, 2 * LARGE_BLOCKS * BLOCK];
         all
     }

@@ -36,7 +36,9 @@ impl Driver {
             let part = to_usize(at - offset)..to_usize(at - offset) + len;
             if *hole {
                 // Without a branch for each byte: most of all bytes are looked at here.
-                let touched = sparse[part.clone()].iter().fold(0, |sum, byte| sum | (byte ^ 0x77));
+                let touched = sparse[part.clone()]
+                    .iter()
+                    .fold(0, |sum, byte| sum | (byte ^ 0x77));
                 assert_eq!(touched, 0, "a hole was written to");
                 sparse[part].fill(0);
             }

@@ -26,8 +26,8 @@ mod survivors;
 pub use catalog::SimCatalog;
 pub use disk::{SimDisk, SimMetadata};
 pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
-pub(crate) use image::to_usize;
 pub use image::Image;
+pub(crate) use image::to_usize;
 pub use log::SimLog;
 pub use power::{Fault, FaultKind, Io, Plan, Power};
 pub use survivors::{Shape, Survivors};
@@ -139,13 +139,7 @@ impl Machine {
         let metadata = self.metadata.image().after_cut(survivors, true);
         let log = self.log.file().after_cut(survivors);
         let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, log);
-        Machine::on(
-            power,
-            data,
-            metadata,
-            self.catalog.content(),
-            log,
-        )
+        Machine::on(power, data, metadata, self.catalog.content(), log)
     }
 
     /// How many writes a power cut now may lose.
@@ -160,7 +154,11 @@ impl Machine {
         let power = Arc::new(Power::new(prng.fork()));
         power.set_pauses(self.power.pauses());
         power.set_holes(self.power.holes());
-        let log = SimLog::new(Arc::clone(&power), self.log.boot(), self.log.file().after_kill());
+        let log = SimLog::new(
+            Arc::clone(&power),
+            self.log.boot(),
+            self.log.file().after_kill(),
+        );
         Machine::on(
             power,
             self.data.image(),
