@@ -22,6 +22,8 @@ const BLOCK: u64 = 65_536;
 /// Blocks of a volume.
 pub const BLOCKS: u64 = 4;
 const SECTORS: u64 = BLOCKS * BLOCK / 512;
+/// More changes of the stores than any crowd makes.
+const CHANGES_MAX: u64 = 1_000_000;
 /// How many volumes there are.
 pub const VOLUMES: usize = 2;
 
@@ -32,6 +34,8 @@ struct Copy {
     volume: usize,
     asked: u64,
     done: u64,
+    /// What a snapshot held when it was read first: it stays so.
+    content: Option<Vec<u8>>,
 }
 
 /// What all tasks of a crowd share.
@@ -241,7 +245,26 @@ impl Crowd {
             .create_snapshots(names.iter().map(new).collect())
             .await;
         if self.succeeded("a snapshot", made).is_some() {
-            self.note_copies(names.into_iter().zip(volumes), group, asked);
+            self.note_copies(names.iter().cloned().zip(volumes), group, asked);
+            self.look_at(&names).await;
+        }
+    }
+
+    /// Reads snapshots, unless they are gone already.
+    async fn look_at(&self, names: &[DeviceName]) {
+        for name in names {
+            let Ok(device) = self.pool.open_device(name) else {
+                continue;
+            };
+            let mut bytes = vec![0; usize::try_from(device.size()).unwrap()];
+            let read = device.read(0, &mut bytes).await;
+            if self.succeeded("reading a snapshot", read).is_none() {
+                continue;
+            }
+            let mut copies = self.copies.lock();
+            if let Some(copy) = copies.iter_mut().find(|copy| copy.name == *name) {
+                copy.content = Some(bytes);
+            }
         }
     }
 
@@ -264,6 +287,7 @@ impl Crowd {
             volume,
             asked,
             done,
+            content: None,
         });
         self.copies.lock().extend(copies);
         // Whatever had ended before is durable with it, in every volume.
@@ -319,6 +343,11 @@ impl Crowd {
                 horizon = horizon.max(self.history.check(&who, found, other.asked, other.done));
             }
             let bytes = read_all(pool, &copy.name);
+            let is_frozen = copy
+                .content
+                .as_ref()
+                .is_none_or(|content| *content == bytes);
+            assert!(is_frozen, "{} has changed", copy.name);
             let who = format!("{}, closure at {horizon}", copy.name);
             self.history
                 .check(&who, (copy.volume, 0, &bytes), horizon, copy.done);
@@ -331,6 +360,7 @@ pub fn hesitant(prng: &mut Prng, data_blocks: u64) -> Machine {
     let machine = Machine::new(geometry(data_blocks), prng.fork());
     machine.power.set_pauses(prng.below(4));
     machine.power.set_holes(50);
+    machine.power.expect_end(CHANGES_MAX);
     machine
 }
 

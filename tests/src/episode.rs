@@ -199,7 +199,8 @@ pub fn crowded(seed: u64) -> Result<Tally, Box<Failure>> {
     })
 }
 
-fn message(cause: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn message(cause: &(dyn std::any::Any + Send)) -> String {
     let text = cause.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without a message").to_owned()

@@ -208,6 +208,7 @@ impl Generator {
     pub fn swarm(mut prng: Prng, volume_blocks: u64) -> Self {
         let mut all = Self::new(prng.fork(), 0);
         all.volume_blocks = 2 + prng.below(volume_blocks);
+        all.requests = 60 + prng.below(40);
         all.kinds = prng.bits() | prng.bits() | 1 << Op::CREATE | 1 << Op::WRITE;
         let mut some_of = |values: &[u64]| -> Vec<u64> {
             (0..1 + prng.below(3))

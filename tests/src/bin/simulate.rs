@@ -10,7 +10,7 @@ use probe::set_sabotage;
 use serde_json::json;
 use tests::driver::Script;
 use tests::episode::{Failure, replay};
-use tests::simulate::{Caught, Options, Report, catch, minimise, quiet, run};
+use tests::simulate::{Caught, Options, Report, catch, minimise, quiet, run, search};
 
 /// Runs episodes of random operations, crashes and faults on simulated pools.
 #[derive(Parser)]
@@ -51,6 +51,15 @@ enum Command {
         #[arg(long)]
         minimise: bool,
     },
+    /// Tries every short sequence of operations, a crash after every change, and every set of survivors.
+    Exhaustive {
+        /// How many operations.
+        #[arg(long, default_value_t = 2)]
+        length: u32,
+        /// Tries one of so many sequences.
+        #[arg(long, default_value_t = 1)]
+        one_of: u64,
+    },
     /// Runs a script.
     Replay {
         /// The script.
@@ -89,12 +98,22 @@ fn main() -> Result<ExitCode> {
             seeds_max,
             minimise,
         } => {
-            let caught = catch(starts, seeds_max, arguments.jobs);
             let scripts = minimise.then_some(arguments.scripts.as_path());
-            for one in &caught {
-                tell_caught(one, scripts)?;
-            }
-            caught.iter().all(|one| one.median().is_some())
+            let mut told = Ok(());
+            let mut are_all_caught = true;
+            catch(starts, seeds_max, arguments.jobs, |caught| {
+                are_all_caught &= caught.median().is_some();
+                if told.is_ok() {
+                    told = tell_caught(&caught, scripts);
+                }
+            });
+            told?;
+            are_all_caught
+        }
+        Command::Exhaustive { length, one_of } => {
+            let searched = search(length, one_of.max(1), arguments.jobs);
+            println!("{}", serde_json::to_string(&searched)?);
+            searched.violations.is_empty()
         }
         Command::Replay { file } => {
             let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use pool::DeviceName;
 
-use super::Driver;
 use super::crash::{Crash, End};
+use super::{Driver, Tally};
 use crate::executor::block_on;
 use crate::image::{self, Dumped, dumped};
 use crate::model::{BLOCK, Mapping, Model, UNIT, Unit};
@@ -92,6 +92,34 @@ impl Driver {
         };
         self.machine = self.machine.after_cut_with(&mut survivors, &mut self.prng);
         self.survivors.push(survivors.kept().to_vec());
+    }
+
+    /// What comes of it if the power goes now and leaves these sectors. This driver stays as it is.
+    ///
+    /// # Panics
+    /// When what is there then is not what must be.
+    pub fn fork_after_cut(&self, survivors: &mut Survivors) -> Driver {
+        let mut prng = self.prng.clone();
+        let mut fork = Driver {
+            machine: self.machine.after_cut_with(survivors, &mut prng),
+            model: self.model.clone(),
+            alternative: self.alternative.clone(),
+            before_kill: None,
+            pool: None,
+            held: Vec::new(),
+            prng,
+            number: self.number,
+            history: self.history.clone(),
+            is_tight: self.is_tight,
+            survivors: Vec::new(),
+            tally: Tally::default(),
+        };
+        for device in fork.model.devices.values_mut() {
+            device.open_count = 0;
+        }
+        fork.tally.cuts += 1;
+        fork.open_again(false);
+        fork
     }
 
     /// Opens the pool: what was acknowledged must be there.

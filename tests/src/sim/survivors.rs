@@ -90,7 +90,7 @@ impl Survivors {
         Self::new(Choice::Drawn(shape, prng.fork()))
     }
 
-    /// The writes whose bits are set, of up to 64.
+    /// The writes whose bits are set; the bit of write 64 is that of write 0.
     pub fn writes(mask: u64) -> Self {
         Self::new(Choice::Writes(mask))
     }
@@ -137,7 +137,7 @@ impl Survivors {
         let is_superblock = self.is_metadata && first == 0;
         let single = self.single;
         let survives = match &mut self.choice {
-            Choice::Writes(mask) => *mask >> self.writes & 1 == 1,
+            Choice::Writes(mask) => *mask >> (self.writes % 64) & 1 == 1,
             Choice::Sectors(numbers) => numbers.contains(&self.sectors),
             Choice::Drawn(shape, prng) => {
                 let percent = match *shape {

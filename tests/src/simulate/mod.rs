@@ -1,8 +1,9 @@
 //! The simulator: many short episodes on all processors, and what they show.
 //!
-//! A seed is an episode, of one of four kinds: a script on a small pool; on one with little metadata; now and then
+//! A seed is an episode, of one of five kinds: a script on a small pool; on a tiny one; on one with little metadata; now and then
 //! on one large enough for trees of more than one node; or a crowd, whose requests run at the same time.
 
+mod exhaustive;
 mod minimise;
 mod report;
 mod sabotage;
@@ -13,6 +14,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 
+pub use exhaustive::{Searched, search};
 pub use minimise::{Minimised, minimise};
 pub use report::Report;
 pub use sabotage::{Caught, catch};
@@ -43,6 +45,14 @@ const SMALL: Conditions = Conditions {
     is_tight: false,
 };
 
+/// So few blocks that they are used again and again, and few operations that commit.
+const TINY: Conditions = Conditions {
+    data_blocks: (2, 9),
+    crashes: 10,
+    mixture: Mixture::Swarm { volume_blocks: 4 },
+    ..SMALL
+};
+
 const LARGE: Conditions = Conditions {
     operations: (20, 60),
     data_blocks: (500, 900),
@@ -68,6 +78,7 @@ pub fn run_seed(seed: u64) -> Result<Tally, Box<Failure>> {
         0 if seed.is_multiple_of(2048) => LARGE.run(seed),
         0..4 => TIGHT.run(seed),
         4..24 => crowded(seed),
+        24..44 => TINY.run(seed),
         _ => SMALL.run(seed),
     };
     let marks = probe::take_hits();

@@ -30,17 +30,18 @@ impl Caught {
     }
 }
 
-/// Seeks each bug from so many first seeds, with at most so many seeds each.
-pub fn catch(starts: u64, seeds_max: u64, jobs: usize) -> Vec<Caught> {
+/// Seeks each bug from so many first seeds, with at most so many seeds each, and tells of each as soon as that
+/// is done.
+pub fn catch(starts: u64, seeds_max: u64, jobs: usize, tell: impl FnMut(Caught) + Send) {
     let all = Sabotage::ALL;
     let next = AtomicUsize::new(0);
-    let caught = Mutex::new(Vec::new());
+    let tell = Mutex::new(tell);
     let work = || {
         while let Some(sabotage) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
             set_sabotage(Some(*sabotage));
             let found = catch_one(*sabotage, starts, seeds_max);
             set_sabotage(None);
-            caught.lock().push(found);
+            (tell.lock())(found);
         }
     };
     std::thread::scope(|scope| {
@@ -48,9 +49,6 @@ pub fn catch(starts: u64, seeds_max: u64, jobs: usize) -> Vec<Caught> {
             scope.spawn(work);
         }
     });
-    let mut caught = caught.into_inner();
-    caught.sort_by_key(|caught| caught.sabotage as usize);
-    caught
 }
 
 fn catch_one(sabotage: Sabotage, starts: u64, seeds_max: u64) -> Caught {
