@@ -303,7 +303,11 @@ impl Crowd {
             let index = prng.index(copies.len());
             copies.swap_remove(index)
         };
-        let _ = self.succeeded("removing", self.pool.remove(&victim.name).await);
+        match self.pool.remove(&victim.name).await {
+            // Whoever has made it is just looking at it.
+            Err(cause) if cause.kind() == ErrorKind::Busy => self.copies.lock().push(victim),
+            removed => drop(self.succeeded("removing", removed)),
+        }
     }
 
     /// Tasks of so many requests each, and others of so many operations on names.

@@ -242,6 +242,7 @@ impl Driver {
         if expected.is_ok() && (covers_all || !op.is_control()) {
             self.model.settle(op);
         }
+        self.finish_reclaiming();
         self.verify_touched(op);
         self.machine.power.resume(plan);
         true
@@ -278,10 +279,8 @@ impl Driver {
         }
     }
 
-    fn after_success_or_refusal(&mut self, op: &Op, expected: Result<(), ErrorKind>) {
-        if expected.is_ok() {
-            self.model.settle(op);
-        }
+    /// What the pool may have begun to give back for want of space is given back altogether.
+    fn finish_reclaiming(&mut self) {
         if self.model.may_have_reclaimed {
             let reclaimed = block_on(self.pool().reclaim());
             assert!(reclaimed.is_ok(), "reclaiming failed: {reclaimed:?}");
@@ -290,6 +289,13 @@ impl Driver {
             assert!(committed.is_ok(), "a commit failed: {committed:?}");
             self.model.settle(&Op::Commit);
         }
+    }
+
+    fn after_success_or_refusal(&mut self, op: &Op, expected: Result<(), ErrorKind>) {
+        if expected.is_ok() {
+            self.model.settle(op);
+        }
+        self.finish_reclaiming();
         let status = self.pool().status();
         assert!(
             matches!(status.mode, Mode::Write | Mode::OutOfDataSpace)
