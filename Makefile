@@ -14,7 +14,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BIN ?= $(RELEASE_BIN)
 
-.PHONY: help build install deb test test-rust test-interop test-guest test-demo demo perf perf-guest check long uml install-deps clean
+.PHONY: help build install deb test test-rust test-interop test-guest test-demo test-simulator demo perf perf-guest check long uml install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
@@ -45,12 +45,22 @@ install-deps:
 test: install-deps
 	cargo build --workspace --profile ci --bins
 	$(MAKE) --no-print-directory test-rust
+	$(MAKE) --no-print-directory test-simulator
 	$(MAKE) --no-print-directory test-interop
 	$(MAKE) --no-print-directory test-guest
 	$(MAKE) --no-print-directory test-demo
 
 test-rust:
 	cargo test --workspace --profile ci
+
+# Other crates than with `--workspace`: what the simulator sees and breaks in the engine is in no other build.
+SIMULATE := cargo run -p tests --profile ci --features probes --bin simulate --
+SIMULATED_SECONDS ?= 45
+
+test-simulator:
+	$(SIMULATE) run --seconds $(SIMULATED_SECONDS)
+	$(SIMULATE) exhaustive --length 2 --one-of 16
+	$(SIMULATE) sabotage --starts 1 --seeds-max 20000
 
 test-interop:
 	THINCTL=$(CI_BIN)/thinctl tests/run.sh
@@ -80,6 +90,10 @@ check:
 # The kernel's tests run in user-mode Linux where `make uml` has built it, else in QEMU.
 long: install-deps
 	cargo test --workspace --profile ci -- --include-ignored
+	$(SIMULATE) run --seconds 1800 --all-marks
+	$(SIMULATE) exhaustive --length 2
+	$(SIMULATE) exhaustive --length 3 --one-of 16
+	$(SIMULATE) sabotage --starts 5 --minimise
 	THINCTL=$(CI_BIN)/thinctl LONG=1 tests/run.sh
 	THINCTL=$(CI_BIN)/thinctl LONG=1 GUEST=uml tests/guest/run.sh
 

@@ -145,11 +145,9 @@ impl Conditions {
                 driver.perform_step(seed, &step);
             }
         })
-        .map_err(|failed| {
-            Box::new(Failure {
-                script: Some(script),
-                ..failed
-            })
+        .map_err(|mut failed| {
+            failed.script = Some(script);
+            failed
         })
     }
 }
@@ -164,22 +162,22 @@ pub fn replay(script: &Script) -> Result<Tally, Box<Failure>> {
             driver.perform_step(script.seed, step);
         }
     });
-    outcome.map_err(|failed| {
-        let script = Some(script.clone());
-        Box::new(Failure { script, ..failed })
+    outcome.map_err(|mut failed| {
+        failed.script = Some(script.clone());
+        failed
     })
 }
 
 /// Runs an episode, whose script is still to be added to a failure.
-fn play(mut driver: Driver, run: impl FnOnce(&mut Driver)) -> Result<Tally, Failure> {
+fn play(mut driver: Driver, run: impl FnOnce(&mut Driver)) -> Result<Tally, Box<Failure>> {
     match catch_unwind(AssertUnwindSafe(|| run(&mut driver))) {
         Ok(()) => Ok(driver.tally),
-        Err(cause) => Err(Failure {
+        Err(cause) => Err(Box::new(Failure {
             message: message(&*cause),
             script: None,
             history: driver.history(),
             survivors: driver.survivors,
-        }),
+        })),
     }
 }
 

@@ -253,7 +253,9 @@ fn with_fault(workload: &[Op], fault: Fault, end: End) -> bool {
     let mode = driver.pool().status().mode;
     driver.machine.power.set_faults([]);
     match fault.io {
-        Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush | Io::LogWrite) if failed => {
+        Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush | Io::LogWrite | Io::LogSync)
+            if failed =>
+        {
             assert_eq!(mode, Mode::ReadOnly, "after {fault:?}");
         }
         Some(Io::DataRead | Io::DataWrite | Io::DataAllocate | Io::CatalogWrite) => {
@@ -275,19 +277,8 @@ fn with_fault(workload: &[Op], fault: Fault, end: End) -> bool {
 #[test]
 fn every_io_fails_once_or_for_good() {
     let mut faults = 0;
-    let kinds = [
-        Io::DataRead,
-        Io::DataWrite,
-        Io::DataAllocate,
-        Io::DataSync,
-        Io::MetadataRead,
-        Io::MetadataWrite,
-        Io::MetadataFlush,
-        Io::CatalogWrite,
-        Io::LogWrite,
-    ];
     for (index, workload) in workloads().iter().enumerate() {
-        for io in kinds {
+        for io in Io::FAULTY {
             for is_sticky in [false, true] {
                 for end in [
                     End::Cut(Shape::Nothing),
@@ -300,7 +291,7 @@ fn every_io_fails_once_or_for_good() {
                         FaultKind::Failed
                     };
                     // What a failed sync may have lost is not replayed.
-                    if matches!((io, end), (Io::DataSync, End::Kill)) {
+                    if matches!((io, end), (Io::DataSync | Io::LogSync, End::Kill)) {
                         continue;
                     }
                     for after in 0.. {

@@ -56,7 +56,6 @@ fn crashes() {
             crashes: 6,
             ..CALM.conditions
         },
-        ..CALM
     }
     .run();
 }

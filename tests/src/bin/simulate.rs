@@ -192,11 +192,8 @@ fn shorten(
     };
     let path = scripts.join(format!("{name}.json"));
     fs::create_dir_all(scripts).with_context(|| format!("making {}", scripts.display()))?;
-    fs::write(
-        &path,
-        serde_json::to_string_pretty(&minimised.script)? + "\n",
-    )
-    .with_context(|| format!("writing {}", path.display()))?;
+    fs::write(&path, minimised.script.text()?)
+        .with_context(|| format!("writing {}", path.display()))?;
     let steps = minimised.script.steps.len();
     eprintln!(
         "{} steps of it are in {} ({} runs)",

@@ -31,6 +31,23 @@ pub struct Script {
     pub steps: Vec<Step>,
 }
 
+impl Script {
+    /// The script as JSON, a line for each step.
+    ///
+    /// # Errors
+    /// Never, of what can be written down.
+    pub fn text(&self) -> serde_json::Result<String> {
+        let empty = Script {
+            steps: Vec::new(),
+            ..self.clone()
+        };
+        let head = serde_json::to_string_pretty(&empty)?;
+        let steps: Result<Vec<String>, _> = self.steps.iter().map(serde_json::to_string).collect();
+        let steps = format!("[\n    {}\n  ]", steps?.join(",\n    "));
+        Ok(head.replace("\"steps\": []", &format!("\"steps\": {steps}")) + "\n")
+    }
+}
+
 /// One operation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Step {
