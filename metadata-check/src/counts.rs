@@ -39,6 +39,29 @@ impl Counts {
         }
     }
 
+    /// Takes off a reference to `block` that was counted.
+    pub(crate) fn take_off(&mut self, block: u64) {
+        let before = self.get(block);
+        let Some(Some(bytes)) = self.regions.get_mut(&(block / BITMAP_ENTRIES_U64)) else {
+            return;
+        };
+        let byte = &mut bytes[position(block)];
+        match before.checked_sub(1) {
+            Some(left) if before >= u32::from(u8::MAX) => {
+                self.large.remove(&block);
+                *byte = u8::try_from(left).unwrap_or(u8::MAX);
+                if *byte == u8::MAX {
+                    self.large.insert(block, left);
+                }
+            }
+            Some(_) => *byte -= 1,
+            None => unreachable!("block {block} was not counted"),
+        }
+        if *byte == 0 {
+            self.used -= 1;
+        }
+    }
+
     /// The references to `block` that were counted.
     pub(crate) fn get(&self, block: u64) -> u32 {
         let region = self
@@ -55,7 +78,19 @@ impl Counts {
         }
     }
 
-    /// Blocks with at least one reference.
+    /// The blocks with at least one reference, in ascending order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = u64> {
+        self.regions.iter().flat_map(|(region, bytes)| {
+            let counted = bytes
+                .iter()
+                .flat_map(|bytes| bytes.iter())
+                .zip(region * BITMAP_ENTRIES_U64..);
+            let named = counted.filter(|(count, _)| **count > 0);
+            named.map(|(_, block)| block)
+        })
+    }
+
+    /// How many blocks have at least one reference.
     pub(crate) fn used(&self) -> u64 {
         self.used
     }

@@ -115,6 +115,18 @@ pub(crate) fn verify(kind: BlockKind, number: u64, block: &Block) -> Result<(), 
     Ok(())
 }
 
+/// Gives a block the checksum of its kind.
+pub(crate) fn seal(kind: BlockKind, block: &mut Block) {
+    let checksum = !crc32c::crc32c(&block[CSUM + 4..]) ^ mask(kind);
+    block[CSUM..CSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// The kind of block `number`, if it is sound.
+pub(crate) fn kind_of(number: u64, block: &Block) -> Option<BlockKind> {
+    let mut kinds = KINDS.into_iter();
+    kinds.find(|kind| verify(*kind, number, block).is_ok())
+}
+
 fn mask(kind: BlockKind) -> u32 {
     match kind {
         BlockKind::Superblock => 160_774,

@@ -39,6 +39,7 @@ mod layout;
 mod mapping;
 mod node;
 mod report;
+mod salvage;
 mod source;
 mod space_map;
 mod superblock;
@@ -48,4 +49,8 @@ pub use check::{CheckOptions, check};
 pub use dump::{DumpError, DumpOptions, dump};
 pub use finding::{BlockKind, Finding, FindingKind, Role, Severity, SpaceMap};
 pub use report::{Device, Progress, Report, Summary};
+pub use salvage::{
+    MissingRange, Orphan, Salvage, SalvageError, SalvageOptions, SalvagedDevice, SalvagedMapping,
+    SalvagedPool, Start,
+};
 pub use source::BlockSource;

@@ -90,6 +90,18 @@ impl Node {
         })
     }
 
+    /// A node of whichever tree has such leaves.
+    pub(crate) fn of_any_tree(block: Box<Block>) -> Option<Self> {
+        let role = match le32(&*block, VALUE_SIZE) {
+            4 => Role::DataOverflow,
+            8 => Role::Mapping,
+            16 => Role::DataIndex,
+            24 => Role::Details,
+            _ => return None,
+        };
+        Self::decode(role, block).ok()
+    }
+
     /// How many entries a leaf of the tree that `role` belongs to has room for.
     pub(crate) fn leaf_capacity(role: Role) -> u32 {
         capacity(leaf_value_size(role))
@@ -98,6 +110,11 @@ impl Node {
     /// How many children an internal node has room for.
     pub(crate) fn internal_capacity() -> u32 {
         capacity(POINTER_SIZE)
+    }
+
+    /// Bytes of a value in the leaves of a tree.
+    pub(crate) fn leaf_value_size(role: Role) -> u32 {
+        leaf_value_size(role)
     }
 
     pub(crate) fn is_leaf(&self) -> bool {
@@ -145,6 +162,21 @@ impl Node {
             data_block: le64(value, 0) >> 24,
             time: le32(value, 0) & 0x00FF_FFFF,
         }
+    }
+
+    /// Bytes of a value.
+    pub(crate) fn value_size(&self) -> u8 {
+        u8::try_from(self.value_size).unwrap_or(u8::MAX)
+    }
+
+    /// Whether each key is larger than the one before.
+    pub(crate) fn is_ascending(&self) -> bool {
+        (1..self.len()).all(|index| self.key(index - 1) < self.key(index))
+    }
+
+    pub(crate) fn last_key(&self) -> Option<u64> {
+        let last = self.len().checked_sub(1)?;
+        Some(self.key(last))
     }
 
     pub(crate) fn first_key(&self) -> Option<u64> {

@@ -7,14 +7,14 @@ use crate::finding::{BlockKind, FindingKind, SpaceMap};
 use crate::layout::{BLOCK_SIZE, Block, LoadError, le32, le64, load, verify};
 use crate::source::BlockSource;
 
-const MAGIC: u64 = 27_022_010;
-const VERSION: u32 = 2;
-const METADATA_BLOCK_SECTORS: u32 = 8;
+pub(crate) const MAGIC: u64 = 27_022_010;
+pub(crate) const VERSION: u32 = 2;
+pub(crate) const METADATA_BLOCK_SECTORS: u32 = 8;
 const DATA_BLOCK_SECTORS_MIN: u32 = 128;
 const DATA_BLOCK_SECTORS_MAX: u32 = 2_097_152;
 const NEEDS_CHECK: u32 = 1;
-const DATA_MAP: usize = 64;
-const METADATA_MAP: usize = 192;
+pub(crate) const DATA_MAP: usize = 64;
+pub(crate) const METADATA_MAP: usize = 192;
 const MAP_ROOT_LEN: usize = 128;
 const END: usize = 364;
 
@@ -74,6 +74,23 @@ impl Superblock {
 
     pub(crate) fn needs_check(&self) -> bool {
         self.flags & NEEDS_CHECK != 0
+    }
+
+    /// Whether its fields mean what they do here.
+    pub(crate) fn is_understood(&self, allowed_incompat: u32) -> bool {
+        let is_fatal = |fault: &FindingKind| {
+            matches!(
+                fault,
+                FindingKind::BadVersion { .. }
+                    | FindingKind::BadMetadataBlockSize { .. }
+                    | FindingKind::BadDataBlockSize { .. }
+                    | FindingKind::UnknownFlags {
+                        field: "incompat_flags",
+                        ..
+                    }
+            )
+        };
+        !self.faults(allowed_incompat).iter().any(is_fatal)
     }
 
     /// Faults of single fields that a pool's superblock and a metadata snapshot can both have.
