@@ -59,7 +59,7 @@ pub use device::{Extent, ExtentState, ThinDevice};
 pub use error::{Error, ErrorKind};
 pub use host::{DataIo, Host};
 pub use info::{DeviceInfo, DeviceKind, DeviceUsage, Mode, Status};
-pub use log::LogStore;
+pub use log::{LogStore, hand_over_log, logged_superblocks};
 pub use map::Zeroing;
 pub use name::DeviceName;
 pub use open::{AdoptedVolume, OpenOptions, Stores};

@@ -47,6 +47,7 @@
 //! Slots are taken in order, and filled by whoever took them: a daemon that dies leaves empty ones
 //! between. Nobody saw what an empty slot was for. What is covered says how many are not empty.
 
+mod hand_over;
 mod load;
 mod record;
 mod store;
@@ -58,6 +59,7 @@ use metadata_btree::Block;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use probe::{Mark, Sabotage, is_sabotaged, mark};
 
+pub use hand_over::{hand_over_log, logged_superblocks};
 pub(crate) use load::{Loaded, load};
 pub(crate) use record::{Durable, Intent, Record, WHOLE};
 pub use store::LogStore;

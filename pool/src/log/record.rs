@@ -318,6 +318,13 @@ impl Entry {
         block.as_bytes()[SUPERBLOCK].to_vec()
     }
 
+    /// As much of the superblock as there is, in its place.
+    pub(super) fn superblock_image(&self) -> Block {
+        let mut block = Block::zeroed();
+        block.as_bytes_mut()[SUPERBLOCK].copy_from_slice(&self.superblock);
+        block
+    }
+
     /// Where the entry of a generation is.
     pub(super) fn position(generation: u64) -> u64 {
         (generation % 2) * PAGE_BYTES as u64
