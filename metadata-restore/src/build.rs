@@ -1,17 +1,14 @@
-//! From a dump to metadata: what the parser says is done, and the metadata grows with it where it may.
+//! From records to metadata, which grows with them where it may.
 
 use std::cell::Cell;
-use std::io::BufRead;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 use metadata_btree::{FileStore, METADATA_BLOCKS_MAX};
 use metadata_check::CheckOptions;
-use pool::{MappingRecord, PoolRecord, Restore};
+use pool::{DeviceRecord, MappingRecord, PoolRecord, Restore};
 
 use crate::error::Error;
-use crate::parse::{DumpedPool, Item, Parser, Run};
 use crate::target::{BLOCK_SIZE, Target};
 
 /// Mappings between two looks at the caller's wishes.
@@ -27,7 +24,7 @@ pub enum MetadataSize<'a> {
     ForDataBlocks(&'a dyn Fn(u64) -> u64),
 }
 
-/// How to restore.
+/// How to write new metadata.
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
     /// How large the metadata is to be.
@@ -44,6 +41,18 @@ pub enum Progress {
         /// Bytes of it so far.
         bytes: u64,
     },
+    /// All blocks of damaged metadata are being looked at.
+    Scanning {
+        /// Blocks so far.
+        blocks: u64,
+        /// How many there are.
+        total: u64,
+    },
+    /// What was salvaged is being written.
+    Writing {
+        /// Mappings so far.
+        mappings: u64,
+    },
     /// What was written is being checked.
     Checking {
         /// Metadata blocks so far.
@@ -53,7 +62,7 @@ pub enum Progress {
     },
 }
 
-/// What was restored.
+/// What was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Restored {
@@ -69,25 +78,10 @@ pub struct Restored {
     pub data_blocks: u64,
     /// Those of them that are mapped.
     pub data_blocks_used: u64,
-    /// The pool that was dumped needed a check. What was restored has been checked, and does not.
-    pub needed_check: bool,
-}
-
-/// Writes new metadata to `path`: a file that does not exist, or a block device that begins with zeros.
-///
-/// # Errors
-/// See [`Error`]. There is no file then, and no pool on the block device.
-pub fn restore(dump: impl BufRead, path: &Path, options: &Options<'_>) -> Result<Restored, Error> {
-    let target = Target::create(path)?;
-    let mut building = Building::begin(Parser::new(dump), target, options)?;
-    building.read_devices()?;
-    building.finish()
 }
 
 /// Metadata that is being written.
-struct Building<'a, R> {
-    parser: Parser<R>,
-    pool: DumpedPool,
+pub(crate) struct Building<'a> {
     target: Target,
     restore: Restore,
     options: &'a Options<'a>,
@@ -95,20 +89,14 @@ struct Building<'a, R> {
     mappings: u64,
 }
 
-impl<'a, R: BufRead> Building<'a, R> {
-    fn begin(
-        mut parser: Parser<R>,
+impl<'a> Building<'a> {
+    pub(crate) fn begin(
+        record: &PoolRecord,
         mut target: Target,
         options: &'a Options<'a>,
     ) -> Result<Self, Error> {
-        let pool = match parser.next()? {
-            Some(Item::Pool(pool)) => pool,
-            _ => unreachable!("a dump begins with the pool"),
-        };
-        let restore = begin_restore(&pool.record, &mut target, options.size)?;
+        let restore = begin_restore(record, &mut target, options.size)?;
         Ok(Building {
-            parser,
-            pool,
             target,
             restore,
             options,
@@ -117,44 +105,30 @@ impl<'a, R: BufRead> Building<'a, R> {
         })
     }
 
-    fn read_devices(&mut self) -> Result<(), Error> {
-        while let Some(item) = self.parser.next()? {
-            match item {
-                Item::Pool(_) => unreachable!("a dump has one pool"),
-                Item::Device(record) => {
-                    self.devices += 1;
-                    self.with_room(|restore| restore.begin_device(record))?;
-                    self.watch()?;
-                }
-                Item::Run(run) => self.map(&run)?,
-                Item::DeviceEnd => self.with_room(Restore::end_device)?,
-            }
-        }
-        Ok(())
+    pub(crate) fn begin_device(&mut self, record: DeviceRecord) -> Result<(), Error> {
+        self.devices += 1;
+        self.with_room(|restore| restore.begin_device(record))
     }
 
-    fn map(&mut self, run: &Run) -> Result<(), Error> {
-        for index in 0..run.length {
-            let mapping = MappingRecord {
-                virtual_block: run.virtual_begin + index,
-                data_block: run.data_begin + index,
-                time: run.time,
-            };
-            self.with_room(|restore| restore.map(mapping))?;
-            self.mappings += 1;
-            if self.mappings.is_multiple_of(MAPPINGS_A_TURN) {
-                self.watch()?;
-            }
-        }
-        Ok(())
+    /// Adds a mapping; whether it is time to look at the caller's wishes.
+    pub(crate) fn map(&mut self, mapping: MappingRecord) -> Result<bool, Error> {
+        self.with_room(|restore| restore.map(mapping))?;
+        self.mappings += 1;
+        Ok(self.mappings.is_multiple_of(MAPPINGS_A_TURN))
     }
 
-    fn watch(&mut self) -> Result<(), Error> {
-        let bytes = self.parser.bytes_read();
-        match (self.options.watch)(Progress::Reading { bytes }) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Stopped),
-        }
+    pub(crate) fn end_device(&mut self) -> Result<(), Error> {
+        self.with_room(Restore::end_device)
+    }
+
+    /// How many mappings there are so far.
+    pub(crate) fn mappings(&self) -> u64 {
+        self.mappings
+    }
+
+    /// Tells how far it has come; an error if the caller wants no more.
+    pub(crate) fn tell(&self, at: Progress) -> Result<(), Error> {
+        tell(self.options, at)
     }
 
     /// Does one step, with larger metadata if that is what it takes and may be had.
@@ -182,7 +156,7 @@ impl<'a, R: BufRead> Building<'a, R> {
     }
 
     /// Makes it a pool, if it is sound.
-    fn finish(mut self) -> Result<Restored, Error> {
+    pub(crate) fn finish(mut self) -> Result<Restored, Error> {
         // A pool that is full at once helps nobody.
         let free = self.restore.free_metadata_blocks();
         let is_tight = free < self.restore.metadata_blocks() / 2;
@@ -220,8 +194,15 @@ impl<'a, R: BufRead> Building<'a, R> {
             metadata_blocks_used: summary.metadata_blocks_used,
             data_blocks: summary.data_blocks,
             data_blocks_used: summary.data_blocks_used,
-            needed_check: self.pool.needs_check,
         })
+    }
+}
+
+/// Tells how far it has come; an error if the caller wants no more.
+pub(crate) fn tell(options: &Options<'_>, at: Progress) -> Result<(), Error> {
+    match (options.watch)(at) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped),
     }
 }
 

@@ -37,6 +37,9 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
+    /// Nothing can be salvaged.
+    #[error(transparent)]
+    Salvage(#[from] metadata_check::SalvageError),
     /// The new metadata could not be written.
     #[error("{path}: cannot {op}", path = .path.display())]
     Io {

@@ -1,7 +1,8 @@
-//! Writes new thin pool metadata from a dump: the XML of `thinctl dump` and `thin_dump`.
+//! Writes new thin pool metadata: from a dump, the XML of `thinctl dump` and `thin_dump`, or from what can be
+//! trusted in damaged metadata.
 //!
-//! `parse` understands a dump, piece by piece, and believes nothing of it; `build` writes what it says
-//! through [`pool::Restore`]; `target` sees to it that a file has its name, and a block device a
+//! `parse` understands a dump, piece by piece, and believes nothing of it; [`metadata_check::Salvage`] says what
+//! of damaged metadata can be trusted; `build` writes either through [`pool::Restore`]; `target` sees to it that a file has its name, and a block device a
 //! superblock, only when everything is written, synced and checked. How metadata looks is the business of
 //! the crates below.
 //!
@@ -17,7 +18,11 @@ mod build;
 mod error;
 mod lines;
 mod parse;
+mod repair;
+mod restore;
 mod target;
 
-pub use build::{MetadataSize, Options, Progress, Restored, restore};
+pub use build::{MetadataSize, Options, Progress, Restored};
 pub use error::{Error, Fault};
+pub use repair::{Hints, Repaired, RepairedDevice, repair};
+pub use restore::{FromDump, restore};

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 
 use metadata_check::{CheckOptions, DumpOptions, check, dump};
-use metadata_restore::{Error, Fault, MetadataSize, Options, Progress, Restored, restore};
+use metadata_restore::{Error, Fault, FromDump, MetadataSize, Options, Progress, restore};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -26,7 +26,7 @@ fn options(size: MetadataSize<'_>) -> Options<'_> {
     }
 }
 
-fn restore_small(dump: &str, path: &Path) -> Result<Restored, Error> {
+fn restore_small(dump: &str, path: &Path) -> Result<FromDump, Error> {
     restore(
         dump.as_bytes(),
         path,
@@ -118,6 +118,7 @@ fn dumps_of_kernel_pools_are_restored() {
                 summary.metadata_blocks * 4096,
                 fs::metadata(&path).unwrap().len()
             );
+            let restored = restored.restored;
             assert_eq!(summary.metadata_blocks_used, restored.metadata_blocks_used);
             assert_eq!(summary.data_blocks_used, restored.data_blocks_used);
             assert_eq!(report.devices.len() as u64, restored.devices);
@@ -150,7 +151,7 @@ fn metadata_grows_with_its_mappings() {
         8 * 4096
     };
     let options = options(MetadataSize::ForDataBlocks(&small));
-    let restored = restore(text.as_bytes(), &path, &options).unwrap();
+    let restored = restore(text.as_bytes(), &path, &options).unwrap().restored;
     assert!(dump_of(&path) == text);
     assert_eq!((restored.devices, restored.mappings), (5, 100_000));
     assert_eq!(
@@ -177,6 +178,7 @@ fn metadata_grows_with_its_mappings() {
     assert_eq!(
         restore(text.as_bytes(), &path, &options)
             .unwrap()
+            .restored
             .metadata_blocks,
         16_384
     );
