@@ -176,6 +176,17 @@ fn dump_source(
         })
 }
 
+/// What a pool's catalog says of its devices, and the last transaction id in it. Nothing, where it makes no sense.
+pub fn names_in_catalog(dir: &PoolDir) -> (BTreeMap<u32, String>, u64) {
+    let content = dir.catalog().load().unwrap_or_default();
+    let view = CatalogView::read(&content, u64::MAX);
+    let named = view.entries.into_iter();
+    (
+        named.map(|(name, entry)| (entry.id, name)).collect(),
+        view.transaction_id,
+    )
+}
+
 /// Checks metadata and catalog; none when the catalog is already ahead of the superblock.
 fn check_source(
     dir: &PoolDir,

@@ -192,6 +192,18 @@ pub enum Command {
     ///
     /// Until it is done, FILE is called FILE.restoring; a block device has no superblock.
     Restore(RestoreArgs),
+    /// Write new metadata with all that can be trusted in a pool's damaged metadata
+    ///
+    /// The damaged metadata is only read. What is not certain is left out, and listed: a wrong mapping would show
+    /// one volume's data in another. So are volumes whose mappings are incomplete, with the ranges of blocks that
+    /// may be missing; the exit code is 1 then. What was left out reads as zeros.
+    ///
+    /// Without --replace the pool stays as it is, and the new metadata lies beside the old, to be looked at. With
+    /// it, the new metadata takes the old one's place, and the old is kept as metadata.damaged. What the intent
+    /// log of a pool holds that was not closed is done again by whoever opens the repaired pool.
+    ///
+    /// Nobody may use the pool meanwhile. `thinctl check` says first whether there is anything to repair.
+    Repair(RepairArgs),
     /// Write the contents of a volume or snapshot to standard output
     Read {
         /// The volume or snapshot
@@ -281,6 +293,24 @@ pub struct RestoreArgs {
     /// of a block device
     #[arg(long, value_parser = parse_positive_size)]
     pub metadata_size: Option<u64>,
+}
+
+/// What repairs a pool.
+#[derive(Args, Debug)]
+pub struct RepairArgs {
+    /// The pool; or its metadata alone, a file or block device
+    #[arg(value_name = "POOL|METADATA")]
+    pub pool: String,
+    /// The new metadata: a file that does not exist, or a block device that begins with zeros; unless given, a file
+    /// beside the old metadata called metadata.repaired
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+    /// Put the new metadata in the old one's place, or have pool.toml name it if it was written with --to
+    #[arg(long)]
+    pub replace: bool,
+    /// Size of a data block, for metadata without any superblock; a wrong one gives wrong data
+    #[arg(long, value_parser = parse_positive_size)]
+    pub block_size: Option<u64>,
 }
 
 /// What enlarges a pool.

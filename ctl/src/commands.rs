@@ -6,6 +6,7 @@ mod devices;
 mod docs;
 mod doctor;
 mod pools;
+mod repair;
 mod restore;
 mod show;
 mod space;
@@ -92,6 +93,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Check { pool } => return verify::check(context, &pool).await,
         Command::Dump { pool } => verify::dump(context, &pool).await,
         Command::Restore(args) => restore::restore(context, &args),
+        Command::Repair(args) => return repair::repair(context, &args),
         Command::Read {
             device,
             offset,

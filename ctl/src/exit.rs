@@ -10,7 +10,7 @@ use crate::protocol::CallErrorKind;
 pub const HELP: &str = "\
 Exit codes:
   0  done
-  1  `check` found damage, or a failure that is none of those below
+  1  `check` found damage, `repair` left something out, or a failure that is none of those below
   2  the command line, a name or a size is wrong
   3  what is named does not exist
   4  what would be made exists already
@@ -24,7 +24,7 @@ Exit codes:
 /// The code of success.
 pub const DONE: u8 = 0;
 
-/// The code of `check` when it found damage, and of failures that have no code of their own.
+/// The code of `check` when it found damage, of `repair` when something is missing, and of failures that have no code of their own.
 pub const FAILED: u8 = 1;
 
 /// The code of a wrong command line.

@@ -19,6 +19,7 @@ mod create;
 mod locate;
 mod lock;
 mod persistent;
+mod replace;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -34,7 +35,7 @@ pub use create::{
     init,
 };
 pub use locate::{locate, names_pool, new_location};
-pub use lock::Access;
+pub use lock::{Access, StoreFiles, open_locked};
 pub use persistent::{ATTACHMENTS_FILE, Persistent};
 
 use crate::protocol::{CallError, CallErrorKind};

@@ -18,6 +18,8 @@ pub(super) struct CatalogView {
     pub(super) deleting: BTreeSet<u32>,
     /// The first line that makes no sense, from 1, and why.
     pub(super) broken: Option<(usize, String)>,
+    /// The transaction id of the last line.
+    pub(super) transaction_id: u64,
     /// Whether there are lines of later transactions.
     pub(super) is_ahead: bool,
 }
@@ -56,6 +58,7 @@ impl CatalogView {
                 view.is_ahead = true;
                 break;
             }
+            view.transaction_id = line.transaction_id;
             if let Err(reason) = view.apply(line) {
                 view.broken = Some((index + 1, reason));
                 break;

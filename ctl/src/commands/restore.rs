@@ -6,7 +6,8 @@ use std::io::{self, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use metadata_restore::{Error, MetadataSize, Options, Progress, Restored};
+use metadata_check::SalvageError;
+use metadata_restore::{Error, FromDump, MetadataSize, Options, Progress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
@@ -88,9 +89,12 @@ fn open_dump(path: &Path) -> Result<(File, String, u64), CallError> {
     Ok((file, name, length))
 }
 
-fn shown(at: Progress, total: u64) -> protocol::Progress {
+/// Progress as it is shown, of `total` bytes of a dump.
+pub(super) fn shown(at: Progress, total: u64) -> protocol::Progress {
     let (done, total, unit) = match at {
         Progress::Reading { bytes } => (bytes, total, "bytes"),
+        Progress::Scanning { blocks, total } => (blocks, total, "metadata blocks"),
+        Progress::Writing { mappings } => (mappings, 0, "mappings"),
         Progress::Checking { blocks, total } => (blocks, total, "metadata blocks checked"),
     };
     protocol::Progress {
@@ -100,13 +104,14 @@ fn shown(at: Progress, total: u64) -> protocol::Progress {
     }
 }
 
-fn report(restored: &Restored) -> RestoreReport {
+fn report(from_dump: &FromDump) -> RestoreReport {
     let mut notes = Vec::new();
-    if restored.needed_check {
+    if from_dump.needed_check {
         let note =
             "the dump says that its pool needs a check; what was restored is sound and does not";
         notes.push(note.to_owned());
     }
+    let restored = &from_dump.restored;
     RestoreReport {
         devices: restored.devices,
         mappings: restored.mappings,
@@ -118,19 +123,22 @@ fn report(restored: &Restored) -> RestoreReport {
     }
 }
 
-fn failed(dump: &str, to: &Path, cause: &Error) -> CallError {
+/// What stopped new metadata from being made of `from`.
+pub(super) fn failed(from: &str, to: &Path, cause: &Error) -> CallError {
     let (kind, message) = match cause {
         Error::Dump { .. } => (
             CallErrorKind::Damaged,
-            format!("{dump}: {cause} (nothing was restored: make the dump anew)"),
+            format!("{from}: {cause} (nothing was restored: make the dump anew)"),
         ),
-        Error::Read(source) => return CallError::io(dump, source),
+        Error::Read(source) => return CallError::io(from, source),
         Error::Io { op, source, .. } => {
             return CallError::io(format!("{}: cannot {op}", to.display()), source);
         }
         Error::Exists { .. } => (CallErrorKind::Exists, cause.to_string()),
         Error::InUse(_) => (CallErrorKind::Busy, cause.to_string()),
         Error::TooSmall { .. } => (CallErrorKind::NoSpace, format!("{}: {cause}", to.display())),
+        Error::Salvage(SalvageError::Read(source)) => return CallError::io(from, source),
+        Error::Salvage(_) => (CallErrorKind::Damaged, format!("{from}: {cause}")),
         Error::Pool(source) => return pool_failed(to, source),
         _ => (CallErrorKind::Other, format!("{}: {cause}", to.display())),
     };

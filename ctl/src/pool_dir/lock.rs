@@ -60,8 +60,11 @@ impl PoolDir {
     }
 }
 
-/// Opens an existing store and locks it. `Busy` when it is locked already.
-pub(super) fn open_locked(path: &Path, access: Access) -> Result<File, CallError> {
+/// Opens an existing store and locks it.
+///
+/// # Errors
+/// `Busy` when it is locked already; else what stopped it from being opened.
+pub fn open_locked(path: &Path, access: Access) -> Result<File, CallError> {
     let failed = |cause: &std::io::Error| CallError::io(path.display(), cause);
     let file_type = fs::metadata(path)
         .map_err(|cause| failed(&cause))?
