@@ -65,6 +65,8 @@ pub struct SalvageOptions<'a> {
     pub allowed_incompat: u32,
     /// Size of a data block in sectors, which only superblocks know.
     pub data_block_size: Option<u32>,
+    /// Bytes of the data store, without which a pool without superblock is as large as its bitmaps.
+    pub data_bytes: Option<u64>,
     /// Called now and then.
     pub progress: &'a dyn Fn(Progress),
 }
@@ -75,6 +77,7 @@ impl Default for SalvageOptions<'_> {
             superblocks: &[],
             allowed_incompat: 0,
             data_block_size: None,
+            data_bytes: None,
             progress: &|_| {},
         }
     }
@@ -95,9 +98,9 @@ pub enum SalvageError {
     BlockSizeUnknown,
     /// Several commits are whole, and differ.
     #[error(
-        "no usable superblock, and {0} commits are whole that differ: nothing tells which was the last"
+        "no usable superblock, and commits that are whole but differ: nothing tells which was the last"
     )]
-    Ambiguous(usize),
+    Ambiguous,
 }
 
 /// Where the trees were found.

@@ -23,6 +23,8 @@ pub struct Hints<'a> {
     pub superblocks: &'a [[u8; 4096]],
     /// Size of a data block, if nothing else tells.
     pub block_size: Option<BlockSize>,
+    /// Bytes of the data store.
+    pub data_bytes: Option<u64>,
     /// The transaction id that the pool had at least.
     pub transaction_id: u64,
 }
@@ -133,6 +135,7 @@ fn scan<'a>(
             superblocks: hints.superblocks,
             allowed_incompat: pool::INCOMPAT_LOG,
             data_block_size: hints.block_size.and_then(block_sectors),
+            data_bytes: hints.data_bytes,
             progress: &progress,
         },
     )?;

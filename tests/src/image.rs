@@ -131,7 +131,7 @@ pub fn expect_restorable(metadata: &Image, data_blocks_used: u64) {
         Err(cause) => panic!("cannot restore: {cause}\n{text}"),
     };
     assert_eq!(
-        restored.data_blocks_used, data_blocks_used,
+        restored.restored.data_blocks_used, data_blocks_used,
         "data blocks in use, as restored"
     );
     let mut again = Vec::new();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -84,8 +85,8 @@ struct Damaged {
     /// The pool, unless it is metadata alone.
     dir: Option<PoolDir>,
     metadata: File,
-    /// Keeps others out.
-    _data: Option<File>,
+    /// The data store, by which others are kept out.
+    data: Option<File>,
     place: String,
 }
 
@@ -105,6 +106,7 @@ pub(super) fn repair(context: &Context, args: &RepairArgs) -> Result<u8, CallErr
     let hints = Hints {
         superblocks: &copies,
         block_size: args.block_size.map(block_size).transpose()?,
+        data_bytes: damaged.data_bytes(),
         transaction_id,
     };
     let repaired = salvage(context, &damaged, &to, &hints)?;
@@ -154,7 +156,7 @@ impl Damaged {
             return Ok(Damaged {
                 dir: None,
                 metadata: open_locked(path, access)?,
-                _data: None,
+                data: None,
                 place: args.pool.clone(),
             });
         }
@@ -164,7 +166,7 @@ impl Damaged {
             place: dir.metadata_path().display().to_string(),
             dir: Some(dir),
             metadata,
-            _data: Some(data),
+            data: Some(data),
         })
     }
 
@@ -179,6 +181,11 @@ impl Damaged {
                 self.place
             ))),
         }
+    }
+
+    fn data_bytes(&self) -> Option<u64> {
+        let mut data = self.data.as_ref()?;
+        data.seek(SeekFrom::End(0)).ok()
     }
 
     fn log(&self) -> Result<Option<FileLog>, CallError> {

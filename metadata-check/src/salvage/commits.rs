@@ -15,12 +15,15 @@ use super::{SalvageError, SalvageOptions, entries};
 use crate::check::{CheckOptions, check};
 use crate::devices::Details;
 use crate::finding::{BlockKind, Role};
-use crate::layout::{BITMAP_ENTRIES, BITMAP_ENTRIES_U64, BLOCK_SIZE, Block, le64, load, seal};
+use crate::layout::{BITMAP_ENTRIES_U64, BLOCK_SIZE, Block, le64, load, seal};
 use crate::node::Node;
 use crate::superblock::{
     DATA_MAP, MAGIC, METADATA_BLOCK_SECTORS, METADATA_MAP, MapRoot, Superblock, VERSION,
 };
 use crate::tree::LEVELS_MAX;
+
+/// Bytes of a sector.
+const SECTOR: u64 = 512;
 
 /// The commit that is whole, if there is one, or several that map the same.
 pub(super) fn find(
@@ -28,10 +31,10 @@ pub(super) fn find(
     options: &SalvageOptions<'_>,
 ) -> Result<Superblock, SalvageError> {
     let indexes = (0..trees.len()).filter(|block| trees.content(*block) == Content::MetadataIndex);
-    let mut whole: Vec<(Superblock, u64)> = Vec::new();
+    let mut newest: Option<(Superblock, u64)> = None;
     let mut is_size_unknown = false;
     for index in indexes {
-        let Some(commit) = Commit::of(trees, index) else {
+        let Some(mut commit) = Commit::of(trees, index) else {
             continue;
         };
         let Some(data_block_size) = commit.data_block_size(trees).or(options.data_block_size)
@@ -39,35 +42,41 @@ pub(super) fn find(
             is_size_unknown = true;
             continue;
         };
-        whole.extend(
-            commit
-                .superblocks(trees, data_block_size)
-                .find_map(|image| {
-                    let options = CheckOptions {
-                        superblock: Some(&image),
-                        ..CheckOptions::default()
-                    };
-                    let is_sound = check(trees.source(), &options).is_sound();
-                    let superblock = Superblock::load(trees.source(), Some(&image)).ok()?;
-                    is_sound.then(|| {
-                        let digest = digest(trees, &superblock);
-                        (superblock, digest)
-                    })
-                }),
-        );
+        if let Some(bytes) = options.data_bytes {
+            let block_bytes = u64::from(data_block_size.max(1)) * SECTOR;
+            commit.data.nr_blocks = commit.data.nr_blocks.min(bytes / block_bytes);
+        }
+        let mut superblocks = commit.superblocks(trees, data_block_size);
+        let Some(superblock) = superblocks.find_map(|image| sound(trees, &image)) else {
+            continue;
+        };
+        let digest = digest(trees, &superblock);
+        match &newest {
+            Some((_, other)) if *other != digest => return Err(SalvageError::Ambiguous),
+            Some((other, _)) if age(other) >= age(&superblock) => {}
+            _ => newest = Some((superblock, digest)),
+        }
     }
-    let digests: BTreeSet<u64> = whole.iter().map(|(_, digest)| *digest).collect();
-    if digests.len() > 1 {
-        return Err(SalvageError::Ambiguous(digests.len()));
-    }
-    let newest = whole
-        .into_iter()
-        .max_by_key(|(superblock, _)| (superblock.transaction_id, superblock.time));
     match newest {
         Some((superblock, _)) => Ok(superblock),
         None if is_size_unknown => Err(SalvageError::BlockSizeUnknown),
         None => Err(SalvageError::NoCommit),
     }
+}
+
+fn age(superblock: &Superblock) -> (u64, u32) {
+    (superblock.transaction_id, superblock.time)
+}
+
+/// The superblock, if with it everything is sound.
+fn sound(trees: &Trees<'_>, image: &Block) -> Option<Superblock> {
+    let options = CheckOptions {
+        superblock: Some(image),
+        ..CheckOptions::default()
+    };
+    let is_sound = check(trees.source(), &options).is_sound();
+    let superblock = Superblock::load(trees.source(), Some(image)).ok()?;
+    is_sound.then_some(superblock)
 }
 
 /// What all mappings of a commit come to.
@@ -113,7 +122,7 @@ impl Commit {
         };
         let mut bitmaps = stored::metadata_index(trees, &all);
         bitmaps.retain(|entry| entry.bitmap != 0);
-        let metadata = measured(trees, index, &bitmaps)?;
+        let metadata = measured(trees, index, &bitmaps, trees.len())?;
         let counts = StoredCounts::load(trees, &metadata, Role::MetadataOverflow, &bitmaps);
         let unnamed = unnamed(trees, &counts);
         let of_kind = |kind: Content| {
@@ -139,7 +148,12 @@ impl Commit {
             .find(|block| *block > 0 && trees.content(*block) == Content::Superblock);
         Some(Commit {
             metadata,
-            data: measured(trees, data_index, &stored::data_index(trees, data_index))?,
+            data: measured(
+                trees,
+                data_index,
+                &stored::data_index(trees, data_index),
+                u64::MAX,
+            )?,
             overflow: overflow.try_into().ok()?,
             details,
             top_level,
@@ -250,33 +264,28 @@ impl Visitor for Latest {
     }
 }
 
-/// A space map of the size that its bitmaps show: each has so many blocks in use, and so many free.
+/// A space map of at most `nr_blocks` blocks, if each bitmap has as many in use as its index entry says.
 fn measured(
     trees: &Trees<'_>,
     bitmap_root: u64,
     entries: &[stored::IndexEntry],
+    nr_blocks: u64,
 ) -> Option<MapRoot> {
-    let (last, others) = entries.split_last()?;
-    let mut root = MapRoot {
-        nr_blocks: 0,
-        nr_allocated: 0,
-        bitmap_root,
-        ref_count_root: 0,
-    };
+    let mut nr_allocated = 0;
     for (number, entry) in (0..).zip(entries) {
         let bitmap = load(trees.source(), BlockKind::Bitmap, entry.bitmap).ok()?;
-        let counts = stored::decode(&bitmap, BITMAP_ENTRIES);
-        let used = counts.iter().filter(|count| **count > 0).count() as u64;
-        let blocks = used + u64::from(entry.nr_free);
-        let is_full = blocks == BITMAP_ENTRIES_U64;
-        let may_be_short = number == others.len() as u64 && last.index == entry.index;
-        if entry.index != number || !is_full && !may_be_short || blocks > BITMAP_ENTRIES_U64 {
+        let used = stored::used(&stored::decode(&bitmap));
+        if entry.index != number || used + u64::from(entry.nr_free) != BITMAP_ENTRIES_U64 {
             return None;
         }
-        root.nr_blocks += blocks;
-        root.nr_allocated += used;
+        nr_allocated += used;
     }
-    Some(root)
+    Some(MapRoot {
+        nr_blocks: nr_blocks.min(entries.len() as u64 * BITMAP_ENTRIES_U64),
+        nr_allocated,
+        bitmap_root,
+        ref_count_root: 0,
+    })
 }
 
 /// The nodes in use that no other block in use names.

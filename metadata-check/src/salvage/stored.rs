@@ -115,12 +115,11 @@ impl StoredCounts {
             let Ok(bitmap) = load(trees.source(), BlockKind::Bitmap, entry.bitmap) else {
                 continue;
             };
-            let first = entry.index * BITMAP_ENTRIES_U64;
-            let len = usize::try_from(root.nr_blocks - first).unwrap_or(usize::MAX);
-            let region = decode(&bitmap, len.min(BITMAP_ENTRIES));
-            let free = region.iter().filter(|count| **count == 0).count();
-            if u64::from(entry.nr_free) == free as u64 {
-                allocated += (region.len() - free) as u64;
+            let region = decode(&bitmap);
+            let used = used(&region);
+            // Those beyond the end count as free.
+            if used + u64::from(entry.nr_free) == BITMAP_ENTRIES_U64 {
+                allocated += used;
                 counts.regions.insert(entry.index, region);
             }
         }
@@ -166,8 +165,13 @@ impl Visitor for StoredCounts {
     }
 }
 
-/// The counts of a bitmap's first `len` blocks. The lower-numbered bit of a pair is the high one.
-pub(super) fn decode(bitmap: &Block, len: usize) -> Box<[u8]> {
+/// How many blocks of a bitmap are in use.
+pub(super) fn used(counts: &[u8]) -> u64 {
+    counts.iter().filter(|count| **count > 0).count() as u64
+}
+
+/// The counts in a bitmap. The lower-numbered bit of a pair is the high one.
+pub(super) fn decode(bitmap: &Block) -> Box<[u8]> {
     let count = |position: usize| {
         let pair = bitmap[PAYLOAD + position / 4] >> (2 * (position % 4)) & 3;
         match (pair & 1) << 1 | pair >> 1 {
@@ -175,7 +179,7 @@ pub(super) fn decode(bitmap: &Block, len: usize) -> Box<[u8]> {
             count => count,
         }
     };
-    (0..len).map(count).collect()
+    (0..BITMAP_ENTRIES).map(count).collect()
 }
 
 fn position(block: u64) -> usize {
