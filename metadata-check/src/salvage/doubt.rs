@@ -10,7 +10,7 @@ use crate::layout::{BITMAP_ENTRIES_U64, le64};
 /// The nodes that name what is named too often: if any of them names all of it, only those.
 pub(super) fn doubtful_nodes(trees: &Trees<'_>, state: &State) -> BTreeSet<u64> {
     let excess = Excess::of(trees, state);
-    if excess.count == 0 {
+    if excess.count == 0 || excess.must_be_the_map(trees, state) {
         return BTreeSet::new();
     }
     let mut all = BTreeSet::new();
@@ -36,6 +36,8 @@ pub(super) fn doubtful_nodes(trees: &Trees<'_>, state: &State) -> BTreeSet<u64> 
 struct Excess {
     /// How many blocks, of both kinds.
     count: u64,
+    /// All of them are data blocks.
+    is_of_data: bool,
     /// All of them lie in one bitmap, which may be what is wrong.
     may_be_the_maps: bool,
 }
@@ -59,8 +61,25 @@ impl Excess {
         }
         Excess {
             count,
+            is_of_data: bitmaps.iter().all(|(is_data, _)| *is_data),
             may_be_the_maps: bitmaps.len() == 1,
         }
+    }
+
+    /// Whether no leaf can be what is wrong: one with as many mappings as the right one has would leave the sum of
+    /// all counts as it is.
+    fn must_be_the_map(&self, trees: &Trees<'_>, state: &State) -> bool {
+        let counts = state
+            .stored
+            .data
+            .in_use()
+            .map(|block| state.stored.data.get(block));
+        let stored: u64 = counts.flatten().map(u64::from).sum();
+        let named = state.recount.mappings;
+        self.is_of_data
+            && !state.recount.has_lost_mappings
+            && stored != named
+            && devices_are_complete(trees, state)
     }
 
     /// How many of them a node names.

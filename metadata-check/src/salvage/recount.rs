@@ -19,6 +19,10 @@ pub(super) struct Recount {
     visited: Vec<u64>,
     /// Leaves of top-level trees, which look like mapping leaves.
     pub(super) top_level: BTreeSet<u64>,
+    /// The entries of all mapping leaves.
+    pub(super) mappings: u64,
+    /// A node of a mapping tree could not be used.
+    pub(super) has_lost_mappings: bool,
 }
 
 /// A walk that counts.
@@ -46,6 +50,8 @@ impl Recount {
             data,
             visited: vec![0; usize::try_from(trees.len().div_ceil(64)).unwrap_or(0)],
             top_level: BTreeSet::new(),
+            mappings: 0,
+            has_lost_mappings: false,
         }
     }
 
@@ -146,6 +152,7 @@ impl Visitor for Counting<'_> {
     fn leaf(&mut self, block: u64, node: &Node) -> ControlFlow<()> {
         match self.role {
             Role::Mapping => {
+                self.recount.mappings += u64::from(node.entries());
                 for index in 0..node.len() {
                     self.recount.data.add(node.mapping(index).data_block);
                 }
@@ -163,5 +170,6 @@ impl Visitor for Counting<'_> {
     /// Where it is in its right place, it may be seen yet.
     fn lost(&mut self, lost: Lost) {
         self.recount.forget(lost.block);
+        self.recount.has_lost_mappings |= self.role == Role::Mapping;
     }
 }

@@ -1,20 +1,6 @@
 //! Every metadata block of a pool, damaged in every way: what check sees, what repair brings back, and how much of
 //! that is wrong. Ends with a line of JSON.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::missing_panics_doc,
-    reason = "a test fails by panicking"
-)]
-#![allow(missing_docs, reason = "the modules belong to this test alone")]
-
-#[path = "every_block/stores.rs"]
-mod stores;
-#[path = "every_block/subject.rs"]
-mod subject;
-#[path = "every_block/truth.rs"]
-mod truth;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -27,9 +13,9 @@ use pool::BlockSize;
 use tests::Prng;
 use tests::executor::block_on;
 
-use stores::{History, Image};
-use subject::{Size, Subject};
-use truth::{Mapping, Role, Truth, at};
+use crate::stores::{History, Image};
+use crate::subject::{BLOCK, SMALL, Subject};
+use crate::truth::{Mapping, Role, Truth, at};
 
 /// What is done to a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -93,8 +79,8 @@ struct Experiment {
 }
 
 impl Experiment {
-    fn new(size: Size) -> Self {
-        let subject = Subject::closed(size);
+    fn new() -> Self {
+        let subject = Subject::closed(SMALL);
         let intact = subject.metadata.image();
         assert!(check(&intact, &CheckOptions::default()).is_sound());
         let truth = Truth::of(&intact);
@@ -137,7 +123,7 @@ impl Experiment {
             return;
         };
         let detected = !check(&image, &CheckOptions::default()).is_sound();
-        let recoverable = self.recoverable(block, damage, &image);
+        let recoverable = self.truth.recoverable(block);
         let opened = catch_unwind(AssertUnwindSafe(|| self.open(&image)));
         let ours = catch_unwind(AssertUnwindSafe(|| self.repaired(&image)));
         let mut outcomes = vec![(
@@ -171,10 +157,6 @@ impl Experiment {
                 );
             }
         }
-    }
-
-    fn recoverable(&self, block: u64, _damage: Damage, _image: &Image) -> Mappings {
-        self.truth.recoverable(block)
     }
 
     fn open(&self, image: &Image) {
@@ -224,7 +206,7 @@ impl Experiment {
 }
 
 /// Repairs, with a copy of the superblock as its history would have it.
-fn repaired(
+pub fn repaired(
     image: &dyn BlockSource,
     copy: &[u8; 4096],
     path: &Path,
@@ -232,7 +214,7 @@ fn repaired(
     let hints = Hints {
         superblocks: &[*copy],
         block_size: Some(BlockSize::DEFAULT),
-        data_bytes: Some(SMALL.data_blocks * subject::BLOCK),
+        data_bytes: Some(SMALL.data_blocks * BLOCK),
         ..Hints::default()
     };
     let options = Options {
@@ -264,15 +246,10 @@ fn common(one: &Mappings, other: &Mappings) -> u64 {
     one.iter().map(in_both).sum()
 }
 
-const SMALL: Size = Size {
-    data_blocks: 12_000,
-    mapped: 1000,
-};
-
 /// Each block in one way, the blocks that all depends on in every way.
 #[test]
 fn every_block_in_some_way() {
-    let mut experiment = Experiment::new(SMALL);
+    let mut experiment = Experiment::new();
     let blocks: Vec<(u64, Role)> = experiment.truth.roles.clone().into_iter().collect();
     for (index, (block, role)) in blocks.into_iter().enumerate() {
         match role {
@@ -288,7 +265,7 @@ fn every_block_in_some_way() {
 #[test]
 #[ignore = "takes minutes"]
 fn every_block_in_every_way() {
-    let mut experiment = Experiment::new(SMALL);
+    let mut experiment = Experiment::new();
     let blocks: Vec<u64> = experiment.truth.roles.keys().copied().collect();
     for block in blocks {
         for damage in KINDS {
@@ -298,16 +275,27 @@ fn every_block_in_every_way() {
     finish(&experiment);
 }
 
+/// The figures; and what must be so whatever they are.
 fn finish(experiment: &Experiment) {
     let truth = &experiment.truth;
+    let tallies = experiment.tallies.iter().map(|((theirs, older), tally)| {
+        let whose = if *theirs { "thin_repair" } else { "repair" };
+        let of = if *older { "older versions" } else { "damaged" };
+        format!("\"{whose}, {of}\": {}", tally.json())
+    });
     println!(
-        "{} blocks, {} mappings, {} levels, shared by {}",
+        "{{\"metadata_blocks\": {}, \"levels\": {}, \"shared_by\": {}, {}}}",
         truth.roles.len(),
-        total(&experiment.mappings),
         truth.levels,
-        truth.shared_by
+        truth.shared_by,
+        tallies.collect::<Vec<_>>().join(", ")
     );
-    for ((theirs, older), tally) in &experiment.tallies {
-        println!("theirs {theirs}, older {older}: {}", tally.json());
+    for older in [false, true] {
+        let ours = &experiment.tallies[&(false, older)];
+        assert_eq!((ours.wrong, ours.panics), (0, 0), "wrong mappings, panics");
+        if !older {
+            assert_eq!(ours.detected, ours.images, "detected");
+            assert_eq!(ours.recovered, ours.recoverable, "recovered");
+        }
     }
 }

@@ -21,6 +21,12 @@ pub struct Size {
     pub mapped: u64,
 }
 
+/// Inner nodes in all trees of mappings, and few free metadata blocks, so that these are used again.
+pub const SMALL: Size = Size {
+    data_blocks: 12_000,
+    mapped: 1000,
+};
+
 /// A pool, and what its stores hold.
 pub struct Subject {
     pub size: Size,
@@ -92,7 +98,7 @@ impl Subject {
     }
 }
 
-fn write(pool: &Arc<Pool<Idle>>, volume: &str, blocks: std::ops::Range<u64>) {
+pub fn write(pool: &Arc<Pool<Idle>>, volume: &str, blocks: std::ops::Range<u64>) {
     let device = pool.open_device(&name(volume)).unwrap();
     let bytes = vec![1; usize::try_from(BLOCK).unwrap()];
     for block in blocks {

@@ -140,6 +140,13 @@ impl Host for Idle {
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Mutex<Option<Vec<u8>>>>);
 
+impl Memory {
+    /// A file of its own with the same content.
+    pub fn copy(&self) -> Self {
+        Memory(Arc::new(Mutex::new(self.0.lock().clone())))
+    }
+}
+
 impl CatalogStore for Memory {
     fn load(&self) -> io::Result<Vec<u8>> {
         Ok(self.0.lock().clone().unwrap_or_default())
