@@ -201,10 +201,17 @@ fn has_its_mappings(trees: &Trees<'_>, state: &State, id: u64) -> bool {
 /// The roots of devices that no top-level leaf names: the only one with so many mappings.
 fn assign_roots(state: &State, candidates: &[Candidate]) -> BTreeMap<u64, u64> {
     let mut by_count: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    let mut devices = 0;
     for (id, details) in &state.details {
         if !state.roots.contains_key(id) {
             by_count.entry(details.mapped_blocks).or_default().push(*id);
+            devices += 1;
         }
+    }
+    let named: u32 = candidates.iter().map(|candidate| candidate.missing).sum();
+    if named > devices {
+        // Some are not roots: what was above them is lost, too.
+        return BTreeMap::new();
     }
     let mut roots = BTreeMap::new();
     for (count, ids) in by_count {

@@ -199,9 +199,8 @@ impl Experiment {
         ]);
         command.arg(self.subject.size.data_blocks.to_string());
         let done = command.output().unwrap();
-        let is_sound = done.status.success()
-            && check(&File::open(&to).unwrap(), &CheckOptions::default()).is_sound();
-        is_sound.then(|| mappings_in(&File::open(&to).unwrap()))
+        let is_done = done.status.success();
+        is_done.then(|| mappings_in(&File::open(&to).unwrap()))
     }
 }
 
