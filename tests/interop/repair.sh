@@ -90,17 +90,18 @@ head -c 1000000 "$SCRATCH/data" | thinctl write "$POOL/small"
 verify "$POOL"
 
 # What was flushed when the daemon died is in the log, and goes along.
+small=$(id small)
 serve_nbd "$POOL"
 qemu-io -f raw -c "write -P 7 60M 1M" -c flush "$(uri vol)" >/dev/null
 kill -STOP "$DAEMON"
 kill -KILL "$DAEMON"
 wait "$DAEMON" 2>/dev/null || true
 DAEMONS=()
-[ -s "$POOL/log" ] || fail "there is no log"
-corrupt "$(root_of "$(id small)")"
+corrupt "$(root_of "$small")"
 status=0
 thinctl repair "$POOL" --replace --json >"$SCRATCH/report.json" || status=$?
 same "$status" 1 "the exit code when something is missing"
+same "$(jq '.log_records >= 16' "$SCRATCH/report.json")" true "changes in the log"
 thinctl read "$POOL/vol" --offset $((60 * 1048576)) --length 1048576 |
     cmp - <(head -c 1048576 /dev/zero | tr '\0' '\007') || fail "a flushed write is gone"
 verify "$POOL"
@@ -111,8 +112,18 @@ verify "$POOL" "$SCRATCH/moved"
 grep -q "$SCRATCH/moved" "$POOL/pool.toml" || fail "pool.toml does not name it"
 same "$(thinctl read "$POOL/c" | sha)" "$c" "c, with its metadata elsewhere"
 
-# Without a superblock, nothing is guessed.
-POOL=$SCRATCH/pool
-head -c 4096 /dev/zero | dd of="$SCRATCH/moved" conv=notrunc status=none
+# The log of a pool that was not closed has a copy of the superblock. Without any, nothing is guessed.
+lose_superblock() {
+    head -c 4096 /dev/zero | dd of="$SCRATCH/moved" conv=notrunc status=none
+}
+lose_superblock
+thinctl repair "$POOL" --replace --json >"$SCRATCH/report.json"
+same "$(jq -r .start "$SCRATCH/report.json")" copy "where the superblock was found"
+thinctl read "$POOL/vol" --offset $((60 * 1048576)) --length 1048576 |
+    cmp - <(head -c 1048576 /dev/zero | tr '\0' '\007') || fail "a flushed write is gone"
+thinctl create "$POOL/new" --size 1M
+[ ! -e "$POOL/log" ] || fail "the pool was not closed"
+verify "$POOL" "$SCRATCH/moved"
+same "$(thinctl read "$POOL/c" | sha)" "$c" "c, after the superblock was lost"
+lose_superblock
 expect 8 "superblock" thinctl repair "$POOL" --to "$SCRATCH/new"
-echo "repaired: $(cat "$SCRATCH/report.json" | jq -c '[.log_records, .mappings]')"

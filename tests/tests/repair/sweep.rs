@@ -190,14 +190,12 @@ impl Experiment {
             .arg(&from)
             .arg("-o")
             .arg(&to);
-        command.args([
-            "--data-block-size",
-            "128",
-            "--transaction-id",
-            "1",
-            "--nr-data-blocks",
-        ]);
-        command.arg(self.subject.size.data_blocks.to_string());
+        if image.0[0] != self.intact.0[0] {
+            // What it cannot know without a superblock.
+            let blocks = self.subject.size.data_blocks.to_string();
+            command.args(["--data-block-size", "128", "--transaction-id", "10"]);
+            command.args(["--nr-data-blocks", &blocks]);
+        }
         let done = command.output().unwrap();
         let is_done = done.status.success();
         is_done.then(|| mappings_in(&File::open(&to).unwrap()))
