@@ -56,6 +56,11 @@ impl Leftover {
     pub fn path(&self) -> PathBuf {
         match *self {}
     }
+
+    /// Of no device.
+    pub fn is_there(&self) -> bool {
+        match *self {}
+    }
 }
 
 impl BlockDevices {
