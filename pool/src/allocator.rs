@@ -76,6 +76,12 @@ impl DataAllocator {
         is_free
     }
 
+    /// Whether a block of the pool is taken, and not merely about to be handed out.
+    pub(crate) fn is_in_use(&self, block: DataBlock) -> bool {
+        let (index, mask) = place(block);
+        block.0 < self.total && self.taken[index] & mask != 0 && !self.ready.contains(&block.0)
+    }
+
     /// Takes a block that is ready.
     pub(crate) fn take(&mut self) -> Option<Fresh> {
         let block = self.ready.next()?;
@@ -221,6 +227,21 @@ mod tests {
         allocator.make_ready(0..64, false);
         assert_eq!(take(&mut allocator), Some(DataBlock(0)));
         assert_eq!(allocator.free(), 69);
+    }
+
+    #[test]
+    fn what_is_free_or_beyond_the_pool_is_not_in_use() {
+        let mut allocator = DataAllocator::new(70);
+        allocator.add_free(60..70);
+        let in_use = |allocator: &DataAllocator, block| allocator.is_in_use(DataBlock(block));
+        assert!(in_use(&allocator, 59));
+        assert!(!in_use(&allocator, 60));
+        assert!(!in_use(&allocator, 70) && !in_use(&allocator, u64::MAX));
+        assert_eq!(allocator.draw(4), Some(60..64));
+        allocator.make_ready(60..64, false);
+        assert!(!in_use(&allocator, 60), "it is not handed out yet");
+        assert_eq!(take(&mut allocator), Some(DataBlock(60)));
+        assert!(in_use(&allocator, 60));
     }
 
     #[test]

@@ -68,13 +68,16 @@ impl Chunk {
         }
     }
 
-    /// A data block at or beyond `total` that it maps.
-    pub(crate) fn first_beyond(&self, total: u64) -> Option<u64> {
+    /// The first data block that it maps for which this is true.
+    pub(crate) fn find_mapped(
+        &self,
+        mut is_it: impl FnMut(DataBlock) -> bool,
+    ) -> Option<DataBlock> {
         let packed = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
         let mapped = packed.filter(|packed| *packed != UNMAPPED);
         mapped
-            .map(|packed| Mapping::unpack(packed).block.0)
-            .find(|block| *block >= total)
+            .map(|packed| Mapping::unpack(packed).block)
+            .find(|block| is_it(*block))
     }
 
     /// The mapping of a block of this chunk.

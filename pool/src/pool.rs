@@ -215,14 +215,21 @@ impl<H: Host> Pool<H> {
         index: u64,
         chunk: Chunk,
     ) -> Result<Arc<Chunk>, Error> {
-        let total = self.allocator.lock().total();
-        if let Some(block) = chunk.first_beyond(total) {
-            let reason = format!("it maps data block {block}, but the pool has {total}");
+        // What is free here would be handed to others, too.
+        let allocator = self.allocator.lock();
+        if let Some(block) = chunk.find_mapped(|block| !allocator.is_in_use(block)) {
+            let (block, total) = (block.0, allocator.total());
+            let reason = if block < total {
+                format!("it maps data block {block}, which the data space map has free")
+            } else {
+                format!("it maps data block {block}, but the pool has {total}")
+            };
             return Err(Error::DeviceDamaged {
                 id: device.id.get(),
                 reason,
             });
         }
+        drop(allocator);
         Ok(device.chunks.insert(index, chunk, &self.chunk_budget))
     }
 

@@ -48,8 +48,18 @@ impl Value for Mapping {
         bytes.copy_from_slice(&self.pack().to_le_bytes());
     }
 
+    /// A leaf that is copied names the block already: counted from 0, it would come free a second time.
     fn inc(&self, tx: &mut Transaction) -> Result<(), Error> {
-        tx.disk_inc(self.block.0)
+        let (block, found) = (self.block.0, tx.disk_count(self.block.0)?);
+        if found == 0 {
+            let expected = "at least 1, as it is mapped";
+            return Err(Error::BadDiskCount {
+                block,
+                expected,
+                found,
+            });
+        }
+        tx.disk_inc(block)
     }
 
     fn dec(&self, tx: &mut Transaction) -> Result<(), Error> {
@@ -140,4 +150,37 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut field = [0; 4];
     field.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(field)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use metadata_btree::MemStore;
+
+    use super::*;
+
+    #[test]
+    fn a_mapping_of_a_free_block_is_not_shared() {
+        let mut tx = Transaction::format(Arc::new(MemStore::new(64)), 64, 100).unwrap();
+        let mapping = Mapping {
+            block: DataBlock(7),
+            time: 0,
+        };
+        let refused = mapping.inc(&mut tx);
+        assert!(
+            matches!(
+                refused,
+                Err(Error::BadDiskCount {
+                    block: 7,
+                    found: 0,
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+        tx.disk_inc(7).unwrap();
+        mapping.inc(&mut tx).unwrap();
+        assert_eq!(tx.disk_count(7).unwrap(), 2);
+    }
 }

@@ -276,6 +276,14 @@ impl<H: Host> Pool<H> {
             pool: self,
             block: Some(block),
         };
+        if place == Place::MaybeShared(block) {
+            // It came free while this device maps it: filled in from itself it would never be whole.
+            reserved.keep();
+            return Err(Stopped::Failed(Error::DeviceDamaged {
+                id: device.id.get(),
+                reason: format!("it maps data block {}, which came free meanwhile", block.0),
+            }));
+        }
         let partial = Arc::new(Partial::new(block, part.block, place, self.block_size));
         let was_hole = place == Place::Unmapped && device.origin.is_none();
         let is_left = !self.zero_new_blocks || is_sabotaged(Sabotage::SkipZeroing);
