@@ -79,7 +79,7 @@ impl Checker<'_> {
     /// The top-level entries with a possible id below `root`, by ascending id, each id once.
     pub(crate) fn top_level_entries(&self, root: u64) -> Vec<TopLevelEntry> {
         let mut entries = Vec::new();
-        for leaf in self.leaves(root) {
+        for leaf in self.leaves(Role::TopLevel, root) {
             let node = &self.retained[&leaf];
             entries.extend((0..node.len()).map(|index| TopLevelEntry {
                 leaf,
@@ -96,7 +96,7 @@ impl Checker<'_> {
 
     fn details_entries(&self, root: u64) -> Vec<DetailsEntry> {
         let mut entries = Vec::new();
-        for leaf in self.leaves(root) {
+        for leaf in self.leaves(Role::Details, root) {
             let node = &self.retained[&leaf];
             entries.extend((0..node.len()).map(|index| DetailsEntry {
                 leaf,

@@ -60,7 +60,7 @@ impl Checker<'_> {
             target: root.ref_count_root,
         });
         let mut listed = Vec::new();
-        for leaf in self.leaves(root.bitmap_root) {
+        for leaf in self.leaves(role, root.bitmap_root) {
             let node = &self.retained[&leaf];
             listed.extend(
                 (0..node.len())

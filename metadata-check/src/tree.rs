@@ -4,7 +4,7 @@
 //! verified against it without walking it again: bounds, depth and minimum fill are checked on every edge,
 //! the contents of a node once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::checker::{Checker, Pointer, Referred, Subtree};
 use crate::finding::{FindingKind, Role};
@@ -217,29 +217,26 @@ impl Checker<'_> {
         true
     }
 
-    /// The leaves of a retained tree in the order of their keys, each once.
-    pub(crate) fn leaves(&self, root: u64) -> Vec<u64> {
-        retained_leaves(&self.retained, root)
-    }
-}
-
-/// See [`Checker::leaves`]. Ends on every input, as no node is visited twice.
-fn retained_leaves(retained: &BTreeMap<u64, Node>, root: u64) -> Vec<u64> {
-    let mut leaves = Vec::new();
-    let mut visited = BTreeSet::new();
-    let mut waiting = vec![root];
-    while let Some(block) = waiting.pop() {
-        let Some(node) = retained.get(&block) else {
-            continue;
-        };
-        if !visited.insert(block) {
-            continue;
+    /// The leaves of a retained tree in the order of their keys, each once. Ends on every input, as no node
+    /// is visited twice. Nodes that belong to a tree of another kind are left out: their values are not
+    /// what the caller takes them for.
+    pub(crate) fn leaves(&self, role: Role, root: u64) -> Vec<u64> {
+        let mut leaves = Vec::new();
+        let mut visited = BTreeSet::new();
+        let mut waiting = vec![root];
+        while let Some(block) = waiting.pop() {
+            let Some(node) = self.retained.get(&block) else {
+                continue;
+            };
+            if self.seen_as(role, block).is_none() || !visited.insert(block) {
+                continue;
+            }
+            if node.is_leaf() {
+                leaves.push(block);
+            } else {
+                waiting.extend((0..node.len()).rev().map(|index| node.pointer(index)));
+            }
         }
-        if node.is_leaf() {
-            leaves.push(block);
-        } else {
-            waiting.extend((0..node.len()).rev().map(|index| node.pointer(index)));
-        }
+        leaves
     }
-    leaves
 }

@@ -8,7 +8,7 @@ mod support;
 use std::io;
 
 use metadata_check::{BlockSource, CheckOptions, DumpOptions, check, dump};
-use support::{Block, Image, Kind};
+use support::{Block, HELD, Image, Kind};
 
 /// SplitMix64.
 struct Random(u64);
@@ -139,6 +139,24 @@ fn the_last_block_numbers_do_not_overflow() {
     image.put64(150, 40, u64::MAX);
     image.put64(143, 32 + 8 * 291, u64::MAX);
     assert!(image.check().is_damaged());
+}
+
+/// A node has values of the size of its own tree.
+#[test]
+fn a_tree_in_the_place_of_another_is_found() {
+    const ROOTS: [usize; 5] = [80, 88, 216, 320, 328];
+    for pool in ["3-snapshots", HELD] {
+        let image = Image::of(pool);
+        for (from, to) in ROOTS
+            .into_iter()
+            .flat_map(|from| ROOTS.map(|to| (from, to)))
+        {
+            let mut damaged = image.clone();
+            damaged.put64(0, to, image.u64(0, from));
+            let report = damaged.check();
+            assert_eq!(report.is_damaged(), from != to, "{pool}: {from} at {to}");
+        }
+    }
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Checker<'_> {
         let tree = self.seen_as(overflow_role(map), root.ref_count_root);
         let overflow_whole =
             tree.is_some_and(|seen| seen.state == State::Done && !seen.summary.incomplete);
-        let leaves = self.leaves(root.ref_count_root);
+        let leaves = self.leaves(overflow_role(map), root.ref_count_root);
         let mut state = Comparison {
             map,
             nr_blocks: root.nr_blocks,
