@@ -6,6 +6,7 @@ export CARGO_TARGET_DIR
 CI_BIN := $(CARGO_TARGET_DIR)/ci
 RELEASE_BIN := $(CARGO_TARGET_DIR)/release
 TEST_SCALE ?= 5
+SECONDS ?= 600
 DEMO_DIR ?= /var/tmp
 PERF_DIR ?= /var/tmp
 
@@ -14,7 +15,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BIN ?= $(RELEASE_BIN)
 
-.PHONY: help build install deb test test-rust test-interop test-guest test-demo test-simulator demo perf perf-guest check long uml install-deps clean
+.PHONY: help build install deb test test-rust test-simulator test-fuzz test-interop test-guest test-demo demo perf perf-guest check fuzz long uml install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
@@ -25,6 +26,7 @@ help:
 	@echo 'make perf          our figures beside qemu-nbd (PERF_DIR=/var/tmp)'
 	@echo 'make perf-guest    our ublk devices beside the kernel and others, in the tests'"'"' guest'
 	@echo 'make check         format, lints, documentation'
+	@echo 'make fuzz          all fuzz targets, for long (SECONDS=600 each)'
 	@echo 'make long          the tests that take long, in their long form'
 	@echo 'make uml           the fast guest that `make long` prefers: user-mode Linux, built once'
 	@echo 'make install-deps  what the tests need, from apt, if it is missing'
@@ -46,6 +48,7 @@ test: install-deps
 	cargo build --workspace --profile ci --bins
 	$(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-simulator
+	$(MAKE) --no-print-directory test-fuzz
 	$(MAKE) --no-print-directory test-interop
 	$(MAKE) --no-print-directory test-guest
 	$(MAKE) --no-print-directory test-demo
@@ -61,6 +64,10 @@ test-simulator:
 	$(SIMULATE) run --seconds $(SIMULATED_SECONDS)
 	$(SIMULATE) exhaustive --length 2 --one-of 16
 	$(SIMULATE) sabotage --starts 1 --seeds-max 20000
+
+# The stored corpus and a few seconds of new inputs for each fuzz target.
+test-fuzz:
+	fuzz/run.py --seconds 5
 
 test-interop:
 	THINCTL=$(CI_BIN)/thinctl tests/run.sh
@@ -85,7 +92,12 @@ perf-guest: install-deps build
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p fuzz --features libfuzzer -- -D warnings --cfg fuzzing
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+fuzz: install-deps
+	fuzz/run.py --seconds $(SECONDS)
+	fuzz/compare.py
 
 # The kernel's tests run in user-mode Linux where `make uml` has built it, else in QEMU.
 long: install-deps

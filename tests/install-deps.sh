@@ -4,7 +4,7 @@
 set -eu
 
 packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql-15 qemu-utils nbdkit
-    zstd openssl groff-base binutils pkg-config e2fsprogs xfsprogs jq curl gcc libc6-dev python3 util-linux mount procps"
+    zstd openssl groff-base binutils pkg-config e2fsprogs xfsprogs jq curl gcc g++ libc6-dev python3 util-linux mount procps"
 
 # ublk-target is built with libublk, which reads the kernel's header with it.
 packages="$packages libclang-dev"

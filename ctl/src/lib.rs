@@ -21,6 +21,8 @@ mod exit;
 mod exports;
 mod external;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod interrupt;
 mod links;
 mod metrics;

@@ -23,6 +23,8 @@ mod connection;
 mod context;
 mod direct;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod intake;
 mod listen;
