@@ -94,7 +94,7 @@ fuzz_target!(|input: &[u8]| (target().run)(input));
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     match target().vary {
-        Some(vary) if seed % 4 != 0 => {
+        Some(vary) if !seed.is_multiple_of(4) => {
             let mut patches = Patches::decode(&data[..size]);
             vary(&mut patches, &mut Random::new(seed));
             let varied = patches.encode();
