@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_server::Server;
+use nbd_server::{Server, TcpClients};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -57,11 +57,14 @@ const WORKER_THREADS: usize = 2;
 /// What stopped it from starting or from closing cleanly.
 pub fn run(args: ServeArgs) -> Result<(), CallError> {
     let handed = HandedSockets::take()?;
+    // Before anything is opened: it may be refused.
+    args.tcp_clients()?;
     if args.while_attached {
         // Fails only for the leader of a group, which a shell has put where it belongs.
         let _ = rustix::process::setsid();
     }
     raise_open_files();
+    leave_no_core();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()
@@ -85,6 +88,17 @@ fn raise_open_files() {
             "the limit of open files stays at {:?}: {cause}",
             limit.current
         );
+    }
+}
+
+/// In memory are other people's data, and a private key: no file is to be made of it.
+fn leave_no_core() {
+    let limit = Rlimit {
+        current: Some(0),
+        maximum: getrlimit(Resource::Core).maximum,
+    };
+    if let Err(cause) = setrlimit(Resource::Core, limit) {
+        tracing::warn!("if this process crashes, there may be a core dump: {cause}");
     }
 }
 
@@ -270,7 +284,7 @@ impl Servers {
                 Some(bound.map_err(|cause| CallError::io(format!("metrics: {address}"), &cause))?)
             }
         };
-        let (nbd, nbd_addresses) = start_nbd(&args.nbd, pools)?;
+        let (nbd, nbd_addresses) = start_nbd(args, pools)?;
         let (stop, stopped) = watch::channel(false);
         let mut control = Vec::new();
         for (socket, service) in sockets.into_iter().zip(pools) {
@@ -364,7 +378,7 @@ impl Servers {
 }
 
 fn start_nbd(
-    addresses: &[NbdAddress],
+    args: &ServeArgs,
     pools: &[Arc<PoolService>],
 ) -> Result<(Vec<Server>, Vec<String>), CallError> {
     let named = pools
@@ -373,8 +387,12 @@ fn start_nbd(
     let exports = PoolExports::new(named.collect());
     let mut servers = Vec::new();
     let mut started = Vec::new();
-    for address in addresses {
-        let server = start_server(address, exports.clone())?;
+    for address in &args.nbd {
+        let (clients, max) = (args.tcp_clients()?, usize::from(args.nbd_connections));
+        if let (NbdAddress::Tcp(_), TcpClients::Anybody) = (address, &clients) {
+            tracing::warn!("nbd: {address}: whoever reaches it reads and writes every volume");
+        }
+        let server = start_server(address, clients, max, exports.clone())?;
         started.push(address_of(&server).to_string());
         servers.push(server);
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use nbd_server::{Config, Exports, Limits, Listen, Server};
+use nbd_server::{Config, Exports, Limits, Listen, Server, TcpClients};
 use pool::{DeviceName, Error, ThinDevice};
 use reactor::FileHost;
 
@@ -85,24 +85,31 @@ impl Exports for PoolExports {
 /// Starts serving exports on an address.
 ///
 /// # Errors
-/// What stopped it: the address is taken, or is none to be served.
-pub fn start_server(address: &NbdAddress, exports: PoolExports) -> Result<Server, CallError> {
+/// What stopped it: the address is taken, or is none to be served; certificates that cannot be used.
+pub fn start_server(
+    address: &NbdAddress,
+    tcp_clients: TcpClients,
+    connections_max: usize,
+    exports: PoolExports,
+) -> Result<Server, CallError> {
     let listen = match address {
         NbdAddress::Unix(path) => Listen::Unix(path.clone()),
         NbdAddress::Tcp(address) => Listen::Tcp(*address),
     };
-    Server::start(
-        Config {
-            listen,
-            limits: Limits::default(),
+    let config = Config {
+        listen,
+        tcp_clients,
+        limits: Limits {
+            connections_max,
+            ..Limits::default()
         },
-        exports,
-    )
-    .map_err(|cause| {
+    };
+    Server::start(config, exports).map_err(|cause| {
         let kind = match &cause {
-            nbd_server::Error::NotLoopback(_) | nbd_server::Error::NotASocket(_) => {
-                CallErrorKind::Invalid
-            }
+            nbd_server::Error::NotLoopback(_)
+            | nbd_server::Error::NotASocket(_)
+            | nbd_server::Error::NotOurs { .. }
+            | nbd_server::Error::Certificates { .. } => CallErrorKind::Invalid,
             nbd_server::Error::InUse(_) => CallErrorKind::Busy,
             nbd_server::Error::Io { source, .. } => CallError::io("", source).kind,
             _ => CallErrorKind::Other,

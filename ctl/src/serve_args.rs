@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser};
+use nbd_server::TcpClients;
 
 use crate::exit;
+use crate::protocol::CallError;
 
 /// What users of the daemon rely on, as its help tells it.
 pub const HELP: &str = "\
@@ -41,9 +43,32 @@ pub struct ServeArgs {
     /// The pools
     #[arg(value_name = "POOL", required = true)]
     pub pools: Vec<String>,
-    /// Serve NBD here, unix:PATH or tcp:127.0.0.1:PORT; may be given more than once
+    /// Serve NBD here, unix:PATH or tcp:ADDRESS:PORT; may be given more than once
+    ///
+    /// Who may open a Unix socket, its owner and group, uses every export. A TCP address is 127.0.0.1 or [::1] unless
+    /// --tls-certificates or --nbd-unencrypted says who may connect from elsewhere.
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<NbdAddress>,
+    /// On TCP addresses take only clients that show a certificate, through TLS
+    ///
+    /// DIR has, in PEM form, server-cert.pem and server-key.pem, which this server shows, and ca-cert.pem, which must have
+    /// signed the certificate of every client; if there is a ca-crl.pem, those revoked in it are refused. These are
+    /// the names that QEMU and libnbd use. Files that are replaced count for the next client. Each client has the use of every
+    /// export. TLS is 1.2 or 1.3; there are no pre-shared keys.
+    #[arg(long, value_name = "DIR", requires = "nbd")]
+    pub tls_certificates: Option<PathBuf>,
+    /// On TCP addresses take any client, unencrypted
+    ///
+    /// Whoever reaches the port reads and writes every volume, and whoever sees the traffic reads it: for networks
+    /// that are protected otherwise.
+    #[arg(long, requires = "nbd", conflicts_with = "tls_certificates")]
+    pub nbd_unencrypted: bool,
+    /// Turn NBD clients away when so many are connected to the same address
+    ///
+    /// A client takes about 0.1 MiB as long as it asks for nothing; what the requests of all clients of an address
+    /// take is bounded besides, at 1 GiB.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
+    pub nbd_connections: u16,
     /// Serve Prometheus metrics here, at /metrics
     #[arg(long, value_name = "127.0.0.1:PORT", value_parser = parse_loopback)]
     pub metrics: Option<SocketAddr>,
@@ -52,12 +77,44 @@ pub struct ServeArgs {
     pub while_attached: bool,
 }
 
+impl ServeArgs {
+    /// Whom the TCP addresses are for.
+    ///
+    /// # Errors
+    /// `Invalid` when an address and the options about its clients do not go together.
+    pub fn tcp_clients(&self) -> Result<TcpClients, CallError> {
+        let mut tcp = self.nbd.iter().filter_map(|address| match address {
+            NbdAddress::Tcp(address) => Some(address),
+            NbdAddress::Unix(_) => None,
+        });
+        let clients = match &self.tls_certificates {
+            Some(directory) => TcpClients::WithCertificate(directory.clone()),
+            None if self.nbd_unencrypted => TcpClients::Anybody,
+            None => {
+                return match tcp.find(|address| !address.ip().is_loopback()) {
+                    None => Ok(TcpClients::Local),
+                    Some(address) => Err(CallError::invalid(format!(
+                        "nbd: tcp:{address}: other machines may connect there: give --tls-certificates, or \
+                         --nbd-unencrypted if nobody else can"
+                    ))),
+                };
+            }
+        };
+        if tcp.next().is_none() {
+            return Err(CallError::invalid(
+                "--tls-certificates and --nbd-unencrypted are about TCP, and no --nbd names a tcp: address",
+            ));
+        }
+        Ok(clients)
+    }
+}
+
 /// Where NBD is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NbdAddress {
     /// A socket in the file system.
     Unix(PathBuf),
-    /// A port on a loopback address.
+    /// An address and a port.
     Tcp(SocketAddr),
 }
 
@@ -76,20 +133,23 @@ impl FromStr for NbdAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(NbdAddress::Unix(path.into())),
-            Some(("tcp", address)) => parse_loopback(address).map(NbdAddress::Tcp),
-            _ => Err("expected unix:PATH or tcp:127.0.0.1:PORT".to_owned()),
+            Some(("tcp", address)) => parse_address(address).map(NbdAddress::Tcp),
+            _ => Err("expected unix:PATH or tcp:ADDRESS:PORT".to_owned()),
         }
     }
 }
 
-/// Only loopback addresses: nothing here is encrypted or asks who is there.
-fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let text = text
         .strip_prefix("localhost:")
         .map_or_else(|| text.to_owned(), |port| format!("127.0.0.1:{port}"));
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| "expected an address and a port, as in 127.0.0.1:10809".to_owned())?;
+    text.parse()
+        .map_err(|_| "expected an address and a port, as in 127.0.0.1:10809".to_owned())
+}
+
+/// Only loopback addresses: metrics are not encrypted, and nobody is asked who he is.
+fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = parse_address(text)?;
     if !address.ip().is_loopback() {
         return Err("only loopback addresses are served: 127.0.0.1 or [::1]".to_owned());
     }
@@ -99,6 +159,7 @@ fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::CallErrorKind;
 
     #[test]
     fn addresses() {
@@ -115,12 +176,36 @@ mod tests {
             "unix:",
             "/run/x",
             "tcp:",
-            "tcp:0.0.0.0:1",
-            "tcp:10.0.0.1:1",
+            "tcp:example.org:1",
             "tcp:127.0.0.1",
             "udp:127.0.0.1:1",
         ] {
             assert!(text.parse::<NbdAddress>().is_err(), "{text}");
         }
+    }
+
+    fn tcp_clients(options: &[&str]) -> Result<TcpClients, CallError> {
+        let args = ["thinpoold", "p"].iter().chain(options);
+        DaemonCli::try_parse_from(args).unwrap().serve.tcp_clients()
+    }
+
+    #[test]
+    fn other_machines_are_served_as_somebody_decided() {
+        let everywhere = ["--nbd", "unix:x", "--nbd", "tcp:0.0.0.0:1"];
+        let refused = tcp_clients(&everywhere).unwrap_err();
+        assert_eq!(refused.kind, CallErrorKind::Invalid);
+        assert!(refused.message.contains("--tls-certificates"), "{refused}");
+        let with = |option: &[&'static str]| tcp_clients(&[&everywhere[..], option].concat());
+        assert!(matches!(
+            with(&["--tls-certificates", "d"]),
+            Ok(TcpClients::WithCertificate(_))
+        ));
+        assert!(matches!(
+            with(&["--nbd-unencrypted"]),
+            Ok(TcpClients::Anybody)
+        ));
+        let local = ["--nbd", "tcp:127.0.0.1:1"];
+        assert!(matches!(tcp_clients(&local), Ok(TcpClients::Local)));
+        assert!(tcp_clients(&["--nbd", "unix:x", "--nbd-unencrypted"]).is_err());
     }
 }

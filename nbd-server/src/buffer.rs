@@ -1,7 +1,10 @@
 //! Memory for payloads, used again and again by one connection.
 
+use std::sync::Arc;
+
 use pool::ReadPiece;
 
+use crate::budget::SharedBudget;
 use crate::wire::DATA_HEADER_LEN;
 
 /// Room before the payload, for the header that goes out with it.
@@ -11,7 +14,7 @@ pub(crate) const HEADROOM: usize = DATA_HEADER_LEN;
 const CLASS_LEN_MIN: usize = 4096;
 /// How many sizes there are: 4 KiB to 32 MiB.
 const CLASSES: usize = 14;
-/// How much a connection keeps for later, in bytes.
+/// How much a connection keeps for later, in bytes, if the others leave it that.
 const KEPT_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A payload with room for a header before it.
@@ -57,18 +60,26 @@ impl Buffer {
 }
 
 /// The buffers a connection does not use at the moment.
-#[derive(Default)]
 pub(crate) struct Buffers {
     free: [Vec<Buffer>; CLASSES],
     kept_bytes: usize,
+    shared: Arc<SharedBudget>,
 }
 
 impl Buffers {
+    pub(crate) fn new(shared: Arc<SharedBudget>) -> Self {
+        Buffers {
+            free: Default::default(),
+            kept_bytes: 0,
+            shared,
+        }
+    }
+
     /// A buffer for `len` bytes, at most 32 MiB. Its contents are whatever this connection left.
     pub(crate) fn take(&mut self, len: usize) -> Buffer {
         let class = class_of(len);
         if let Some(mut buffer) = self.free[class].pop() {
-            self.kept_bytes -= class_len(class);
+            self.keep(self.kept_bytes - class_len(class));
             buffer.len = len;
             return buffer;
         }
@@ -82,12 +93,30 @@ impl Buffers {
     }
 
     pub(crate) fn give_back(&mut self, buffer: Buffer) {
-        let len = class_len(buffer.class);
-        if self.kept_bytes + len <= KEPT_BYTES_MAX {
-            self.kept_bytes += len;
+        let kept_bytes = self.kept_bytes + class_len(buffer.class);
+        if kept_bytes <= KEPT_BYTES_MAX && self.keep(kept_bytes) {
             self.free[buffer.class].push(buffer);
         }
     }
+
+    fn keep(&mut self, bytes: usize) -> bool {
+        let may = self.shared.keep(self.kept_bytes, bytes);
+        if may {
+            self.kept_bytes = bytes;
+        }
+        may
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        self.keep(0);
+    }
+}
+
+/// How much memory a payload of `len` bytes takes.
+pub(crate) fn memory_for(len: usize) -> usize {
+    class_len(class_of(len))
 }
 
 fn class_len(class: usize) -> usize {
@@ -107,7 +136,7 @@ mod tests {
 
     #[test]
     fn buffers_fit_and_are_used_again() {
-        let mut buffers = Buffers::default();
+        let mut buffers = Buffers::new(Arc::new(SharedBudget::new(0)));
         for len in [0, 1, 4096, 4097, 65536, 1 << 20, 32 << 20] {
             let buffer = buffers.take(len);
             assert_eq!(buffer.payload().len(), len);

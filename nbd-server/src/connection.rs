@@ -9,7 +9,7 @@
 //! gets no replies, but what it had sent completely is carried out.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 use pool::{Host, ThinDevice};
 use reactor::{Executor, Interest, block_on};
-use rustix::io::Errno as OsErrno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use crate::awake::Wait;
 use crate::budget::{Budget, IN_FLIGHT_MAX, SharedBudget};
@@ -27,17 +25,19 @@ use crate::direct::{Siblings, Standing};
 use crate::handshake::Agreement;
 use crate::intake::{Intake, Next};
 use crate::outbox::SLICES_MAX;
+use crate::stream::Stream;
 use crate::transmission::{Incoming, Session};
 use crate::wire::{Errno, Request};
 
 /// How long a client may leave replies untaken before the connection ends.
 const SEND_TIMEOUT: Duration = Duration::from_secs(300);
-/// How often a connection asks again for memory that others use.
-const BUDGET_RETRY: Duration = Duration::from_millis(10);
+/// How soon a connection asks again for memory that others use; each time it waits twice as long.
+const BUDGET_RETRY_MIN: Duration = Duration::from_millis(10);
+const BUDGET_RETRY_MAX: Duration = Duration::from_millis(640);
 
 /// What a thread needs to serve a connection.
 pub(crate) struct Parts<H: Host> {
-    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) stream: Stream,
     /// What was received behind the handshake.
     pub(crate) received: Vec<u8>,
     pub(crate) agreement: Agreement<ThinDevice<H>>,
@@ -49,19 +49,20 @@ pub(crate) struct Parts<H: Host> {
 
 /// Serves a connection until it is over and every request has finished.
 pub(crate) fn serve<H: Host>(parts: Parts<H>) -> io::Result<()> {
-    let session = Rc::new(Session::new(parts.agreement));
+    let session = Rc::new(Session::new(parts.agreement, &parts.budget));
     let connection = Connection {
         executor: Executor::new()?,
         serve: |session: Rc<Session<H>>, incoming| async move { session.serve(incoming).await },
         intake: Intake::new(&parts.received),
         budget: Budget::new(parts.budget),
         session: Rc::clone(&session),
-        socket: parts.socket,
+        stream: parts.stream,
         stopping: Arc::clone(&parts.stopping),
         siblings: parts.siblings,
         idle: Wait::new(),
         intake_state: Intaking::Waiting,
         last_sent: Instant::now(),
+        budget_retry: BUDGET_RETRY_MIN,
     };
     connection.run()?;
     if parts.stopping.load(Ordering::Acquire)
@@ -90,13 +91,14 @@ struct Connection<H: Host, S, F> {
     intake: Intake,
     budget: Budget,
     session: Rc<Session<H>>,
-    socket: Arc<OwnedFd>,
+    stream: Stream,
     stopping: Arc<AtomicBool>,
     siblings: Option<(u64, Arc<Siblings>)>,
     idle: Wait,
     intake_state: Intaking,
     /// When the client last took a byte, or had none to take.
     last_sent: Instant,
+    budget_retry: Duration,
 }
 
 impl<H, S, F> Connection<H, S, F>
@@ -111,12 +113,15 @@ where
             self.end_waiting();
             self.executor.run_ready();
             self.send();
-            let idle = self.executor.is_empty() && self.session.outbox.borrow().is_empty();
+            let idle = self.executor.is_empty() && !self.has_output();
             match (idle, self.intake_state) {
-                (true, Intaking::Over) => return Ok(()),
+                (true, Intaking::Over) => {
+                    self.stream.close();
+                    return Ok(());
+                }
                 (true, Intaking::Waiting) => {
-                    let (intake, socket) = (&mut self.intake, self.socket.as_fd());
-                    self.idle.until_news(|sleep| intake.receive(socket, sleep));
+                    let (intake, stream) = (&mut self.intake, &mut self.stream);
+                    self.idle.until_news(|sleep| intake.receive(stream, sleep));
                 }
                 _ => self.wait()?,
             }
@@ -148,6 +153,7 @@ where
             let next = self.intake.next(&mut session.buffers.borrow_mut(), admit);
             self.intake_state = match next {
                 Next::Request(taken) => {
+                    self.budget_retry = BUDGET_RETRY_MIN;
                     let shutdown = || Refusal::new(Errno::Shutdown, "the server is shutting down");
                     let incoming = Incoming {
                         request: taken.request,
@@ -181,71 +187,89 @@ where
         }
     }
 
+    /// Whether anything waits to be sent.
+    fn has_output(&self) -> bool {
+        !self.session.outbox.borrow().is_empty() || self.stream.holds_output()
+    }
+
     /// Sends until everything is out or the client takes no more for now.
     fn send(&mut self) {
-        let mut outbox = self.session.outbox.borrow_mut();
-        let mut buffers = self.session.buffers.borrow_mut();
-        if outbox.is_empty() {
+        if !self.has_output() {
             self.last_sent = Instant::now();
         }
+        match self.send_replies() {
+            Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => {
+                tracing::debug!(%cause, "the client takes no more replies");
+                self.drop_replies();
+            }
+            _ => {}
+        }
+        let released = self.session.outbox.borrow_mut().collect_released();
+        self.budget.give_back(released);
+    }
+
+    fn send_replies(&mut self) -> io::Result<()> {
+        let mut outbox = self.session.outbox.borrow_mut();
+        let mut buffers = self.session.buffers.borrow_mut();
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let used = outbox.gather(&mut slices);
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let mut control = SendAncillaryBuffer::default();
-            match sendmsg(&self.socket, &slices[..used], &mut control, flags) {
+            match self.stream.send(&slices[..used]) {
                 Ok(count) => {
                     outbox.advance(count, &mut buffers);
                     self.last_sent = Instant::now();
                 }
-                Err(OsErrno::INTR) => {}
-                Err(OsErrno::AGAIN) => break,
-                Err(cause) => {
-                    tracing::debug!(%cause, "the client takes no more replies");
-                    self.session.deaf.set(true);
-                    outbox.clear(&mut buffers);
-                }
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
             }
         }
-        self.budget.give_back(outbox.collect_released());
+        self.stream.flush()
+    }
+
+    /// The client takes nothing more; its running requests finish.
+    fn drop_replies(&mut self) {
+        self.session.deaf.set(true);
+        self.stream.abandon();
+        self.session
+            .outbox
+            .borrow_mut()
+            .clear(&mut self.session.buffers.borrow_mut());
     }
 
     /// Sleeps until a task is woken or the socket has news, and receives if there is need.
     fn wait(&mut self) -> io::Result<()> {
-        let sending = !self.session.outbox.borrow().is_empty();
+        let sending = self.has_output();
         let receiving = !sending && self.intake_state == Intaking::Waiting;
+        if receiving && self.stream.holds_input() {
+            self.intake.receive(&mut self.stream, false);
+            return Ok(());
+        }
         let timeout = if sending {
             let left = SEND_TIMEOUT.saturating_sub(self.last_sent.elapsed());
             if left.is_zero() {
                 tracing::info!("a client has not taken its replies for five minutes");
-                self.abandon();
+                self.drop_replies();
+                self.intake.stop();
                 return Ok(());
             }
             Some(left)
         } else {
             // With requests of its own in flight, memory comes back when they finish; but others
             // may be the ones to wait for.
-            (self.intake_state == Intaking::NoRoom).then_some(BUDGET_RETRY)
+            (self.intake_state == Intaking::NoRoom).then_some(self.budget_retry)
         };
         let interest = Interest {
             readable: receiving,
             writable: sending,
         };
-        let socket = (sending || receiving).then(|| (self.socket.as_fd(), interest));
+        let socket = (sending || receiving).then(|| (self.stream.as_fd(), interest));
+        if self.intake_state == Intaking::NoRoom {
+            self.budget_retry = (self.budget_retry * 2).min(BUDGET_RETRY_MAX);
+        }
         let news = self.executor.wait(socket, timeout)?;
         if receiving && news.readable {
-            self.intake.receive(self.socket.as_fd(), false);
+            self.intake.receive(&mut self.stream, false);
         }
         Ok(())
-    }
-
-    /// Gives the client up; its running requests finish.
-    fn abandon(&mut self) {
-        self.session.deaf.set(true);
-        self.session
-            .outbox
-            .borrow_mut()
-            .clear(&mut self.session.buffers.borrow_mut());
-        self.intake.stop();
     }
 }

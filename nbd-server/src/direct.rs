@@ -27,6 +27,7 @@ use crate::context::Selection;
 use crate::handshake::{Agreement, Facts};
 use crate::listen::enlarge_buffers;
 use crate::server::Limits;
+use crate::stream::Stream;
 
 /// Connections to one thin device. Dropping it closes them.
 pub struct DirectConnections<H: Host> {
@@ -69,7 +70,7 @@ impl<H: Host> DirectConnections<H> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let member = Member::join(&self.siblings, id, ours);
         let parts = Parts {
-            socket: Arc::clone(&member.socket),
+            stream: Stream::new(Arc::clone(&member.socket), None),
             received: Vec::new(),
             agreement: Agreement {
                 facts: facts_of(&self.device),

@@ -1,9 +1,12 @@
 //! The handshake as a state machine: bytes in, bytes out. No I/O.
 //!
-//! The server speaks first ([`Handshake::greeting`]). Then [`Handshake::advance`] is given everything
+//! The server speaks first ([`greeting`]). Then [`Handshake::advance`] is given everything
 //! received and not yet consumed; each call takes at most one option, so that what it appends to the
 //! output is bounded. A malformed payload is answered and the handshake goes on, since its length is
 //! known; what cannot be answered ends the connection.
+//!
+//! Where TLS is required, nothing is answered before it but STARTTLS and ABORT, and what was said before it
+//! is forgotten.
 
 use crate::context::{Context, Selection};
 use crate::wire::{
@@ -88,12 +91,25 @@ pub(crate) struct Agreement<D> {
     pub(crate) contexts: Selection,
 }
 
+/// What protects a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Protection {
+    /// Nothing, and nothing is needed.
+    None,
+    /// The client must begin TLS before it may ask for anything.
+    TlsRequired,
+    /// TLS.
+    Tls,
+}
+
 /// What comes next.
 pub(crate) enum Step<D> {
     /// Something was consumed; there may be more.
     Again,
     /// The rest is not complete.
     NeedsMore,
+    /// Send the output; what follows is a TLS handshake, and then options again.
+    BeginTls,
     /// Send the output and close, for this reason.
     Close(&'static str),
     /// Send the output; what follows are requests.
@@ -122,6 +138,7 @@ impl Refusal {
 /// One connection's handshake.
 pub(crate) struct Handshake<D> {
     directory: D,
+    protection: Protection,
     /// None until the client has sent its flags.
     no_zeroes: Option<bool>,
     options: u32,
@@ -130,26 +147,27 @@ pub(crate) struct Handshake<D> {
     selected: Option<(String, Selection)>,
 }
 
+/// What the server says first.
+pub(crate) fn greeting() -> Vec<u8> {
+    let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+    [
+        &NBD_MAGIC.to_be_bytes()[..],
+        &OPTION_MAGIC.to_be_bytes(),
+        &flags.to_be_bytes(),
+    ]
+    .concat()
+}
+
 impl<D: Directory> Handshake<D> {
-    pub(crate) fn new(directory: D) -> Self {
+    pub(crate) fn new(directory: D, protection: Protection) -> Self {
         Handshake {
             directory,
+            protection,
             no_zeroes: None,
             options: 0,
             structured: false,
             selected: None,
         }
-    }
-
-    /// What the server says first.
-    pub(crate) fn greeting() -> Vec<u8> {
-        let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
-        [
-            &NBD_MAGIC.to_be_bytes()[..],
-            &OPTION_MAGIC.to_be_bytes(),
-            &flags.to_be_bytes(),
-        ]
-        .concat()
     }
 
     /// Looks at the bytes received, appends the answer to `out`, and says how many it consumed.
@@ -203,6 +221,17 @@ impl<D: Directory> Handshake<D> {
             put_option_reply(out, option, option_reply::ACK, &[]);
             return Step::Close("the client gave up");
         }
+        if option == option::STARTTLS {
+            return self.start_tls(payload, out);
+        }
+        if self.protection == Protection::TlsRequired {
+            if option == option::EXPORT_NAME {
+                return Step::Close("an export was asked for without TLS");
+            }
+            let message = b"begin TLS first";
+            put_option_reply(out, option, option_reply::ERR_TLS_REQD, &[message]);
+            return Step::Again;
+        }
         if option == option::EXPORT_NAME {
             return self.export_name(payload, no_zeroes, out);
         }
@@ -226,6 +255,27 @@ impl<D: Directory> Handshake<D> {
         }
     }
 
+    fn start_tls(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Step<D::Device> {
+        let refusal = match self.protection {
+            _ if !payload.is_empty() => Refusal::invalid("STARTTLS takes no data"),
+            Protection::None => {
+                Refusal::new(option_reply::ERR_UNSUP, "there is no TLS on this address")
+            }
+            Protection::Tls => Refusal::invalid("TLS has begun already"),
+            Protection::TlsRequired => {
+                self.protection = Protection::Tls;
+                // Anybody may have put in words of his own so far.
+                self.structured = false;
+                self.selected = None;
+                put_option_reply(out, option::STARTTLS, option_reply::ACK, &[]);
+                return Step::BeginTls;
+            }
+        };
+        let message = refusal.message.as_bytes();
+        put_option_reply(out, option::STARTTLS, refusal.kind, &[message]);
+        Step::Again
+    }
+
     /// Does what an option asks for. The caller acknowledges.
     fn negotiate(
         &mut self,
@@ -243,13 +293,6 @@ impl<D: Directory> Handshake<D> {
             option::GO => return self.info(option, payload, out).map(Some),
             option::LIST_META_CONTEXT => self.list_contexts(payload, out)?,
             option::SET_META_CONTEXT => self.set_contexts(payload, out)?,
-            option::STARTTLS if payload.is_empty() => {
-                return Err(Refusal::new(
-                    option_reply::ERR_UNSUP,
-                    "this server has no TLS",
-                ));
-            }
-            option::STARTTLS => return Err(Refusal::invalid("STARTTLS takes no data")),
             _ => return Err(Refusal::new(option_reply::ERR_UNSUP, "unknown option")),
         }
         Ok(None)

@@ -4,15 +4,10 @@
 //! as far as it is there; the rest of a long one is received where it belongs. What is incomplete
 //! when the client leaves is thrown away, never applied in part.
 
-use std::io;
-use std::os::fd::BorrowedFd;
-
-use rustix::io::Errno as OsErrno;
-use rustix::net::{RecvFlags, recv};
-
 use crate::buffer::{Buffer, Buffers};
 use crate::command::Refusal;
 use crate::handshake::PAYLOAD_LEN_MAX;
+use crate::stream::{Stream, is_temporary};
 use crate::wire::{Errno, REQUEST_LEN, Request, command};
 
 /// How much one receive takes in.
@@ -192,33 +187,29 @@ impl Intake {
 
     /// Receives once, and tells whether there was news. Without `wait` it takes only what is there. Call it after
     /// [`Next::Incomplete`], when there is room in the buffer for sure.
-    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, wait: bool) -> bool {
-        let flags = if wait {
-            RecvFlags::empty()
-        } else {
-            RecvFlags::DONTWAIT
-        };
+    pub(crate) fn receive(&mut self, stream: &mut Stream, wait: bool) -> bool {
         let received = match &mut self.payload {
             Some(Payload::Keep { buffer, have, .. })
                 if self.begin == self.end && buffer.len() - *have >= DIRECT_BYTES_MIN =>
             {
-                recv(socket, &mut buffer.payload_mut()[*have..], flags)
-                    .map(|(_, count)| (count, have))
+                stream
+                    .receive(&mut buffer.payload_mut()[*have..], wait)
+                    .map(|count| (count, have))
             }
             _ => {
                 self.bytes.copy_within(self.begin..self.end, 0);
                 (self.begin, self.end) = (0, self.end - self.begin);
                 assert!(self.end < self.bytes.len(), "received without need");
-                recv(socket, &mut self.bytes[self.end..], flags)
-                    .map(|(_, count)| (count, &mut self.end))
+                stream
+                    .receive(&mut self.bytes[self.end..], wait)
+                    .map(|count| (count, &mut self.end))
             }
         };
         match received {
             Ok((0, _)) => self.over = true,
             Ok((count, target)) => *target += count,
-            Err(OsErrno::AGAIN | OsErrno::INTR) => return false,
+            Err(cause) if is_temporary(&cause) => return false,
             Err(cause) => {
-                let cause = io::Error::from(cause);
                 tracing::debug!(%cause, "receiving failed");
                 self.over = true;
             }

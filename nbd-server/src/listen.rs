@@ -1,17 +1,20 @@
 //! Where clients connect.
 
-use std::fs;
+use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, fchmod};
+use rustix::fs::{CWD, Mode, RenameFlags, fchmod, renameat_with};
+use rustix::io::Errno as OsErrno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
 };
+use rustix::process::geteuid;
 
 use crate::error::Error;
 
@@ -26,8 +29,17 @@ const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
 pub enum Listen {
     /// A Unix socket at this path, which owner and group may use.
     Unix(PathBuf),
-    /// A loopback address; port 0 lets the system choose.
+    /// An address and a port; port 0 lets the system choose.
     Tcp(SocketAddr),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
 }
 
 /// A listening socket. Dropping it removes the file of a Unix socket.
@@ -51,46 +63,85 @@ impl Listener {
     pub(crate) fn open(at: &Listen) -> Result<(Self, Listen), Error> {
         match at {
             Listen::Unix(path) => {
-                remove_stale(path)?;
-                let listening = || Error::io(format!("listening on {}", path.display()));
-                let socket = listen_on(path).map_err(listening())?;
-                let identity = identity(path).map_err(listening())?;
-                let file = SocketFile {
-                    path: path.clone(),
-                    identity,
-                };
+                let (socket, file) = open_unix(path)?;
                 Ok((Listener::Unix { socket, file }, at.clone()))
             }
-            Listen::Tcp(address) if address.ip().is_loopback() => {
+            Listen::Tcp(address) => {
                 let listening = || Error::io(format!("listening on {address}"));
                 let socket = TcpListener::bind(address).map_err(listening())?;
                 socket.set_nonblocking(true).map_err(listening())?;
                 let address = socket.local_addr().map_err(listening())?;
                 Ok((Listener::Tcp(socket), Listen::Tcp(address)))
             }
-            Listen::Tcp(address) => Err(Error::NotLoopback(*address)),
         }
     }
 }
 
-/// Removes what an earlier server left, if nobody answers there.
-fn remove_stale(path: &Path) -> Result<(), Error> {
-    let looking = || Error::io(format!("looking at {}", path.display()));
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(looking()(cause)),
+/// Puts a listening socket at `path`, or in the place of one on which nobody listens any more.
+///
+/// The socket gets another name first, and its own in one step, in which nothing that is there gets lost: so
+/// a socket there always listens, and of two servers that begin at the same time one is refused.
+fn open_unix(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+    let listening = || Error::io(format!("listening on {}", path.display()));
+    // Clients need the address to fit; ours, by descriptor, always does.
+    SocketAddrUnix::new(path).map_err(|cause| listening()(cause.into()))?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     };
-    if !metadata.file_type().is_socket() {
+    let folder = File::open(folder).map_err(listening())?;
+    let temporary = format!(
+        "/proc/self/fd/{}/.nbd.{}.new",
+        folder.as_raw_fd(),
+        std::process::id()
+    );
+    let mut file = SocketFile {
+        path: temporary.into(),
+        identity: (0, 0),
+    };
+    let socket = listen_on(&file.path).map_err(listening())?;
+    file.identity = identity(&file.path).map_err(listening())?;
+    match rename(&file.path, path, RenameFlags::NOREPLACE) {
+        Err(OsErrno::EXIST) => replace_stale(&file.path, path)?,
+        other => other.map_err(|cause| listening()(cause.into()))?,
+    }
+    file.path = path.to_owned();
+    Ok((socket, file))
+}
+
+/// Puts our socket in the place of the one at `path`, if nobody listens there and it is ours to remove.
+fn replace_stale(ours: &Path, path: &Path) -> Result<(), Error> {
+    let looking = || Error::io(format!("looking at {}", path.display()));
+    let found = fs::symlink_metadata(path).map_err(looking())?;
+    if !found.file_type().is_socket() {
         return Err(Error::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(Error::io(format!("removing {}", path.display())))
-        }
-        Ok(_) => Err(Error::InUse(path.to_owned())),
-        Err(cause) => Err(looking()(cause)),
+        Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => {}
+        Ok(_) => return Err(Error::InUse(path.to_owned())),
+        Err(cause) => return Err(looking()(cause)),
     }
+    if found.uid() != geteuid().as_raw() {
+        return Err(Error::NotOurs {
+            path: path.to_owned(),
+            uid: found.uid(),
+        });
+    }
+    let exchange = || {
+        rename(ours, path, RenameFlags::EXCHANGE)
+            .map_err(|cause| Error::io(format!("replacing {}", path.display()))(cause.into()))
+    };
+    exchange()?;
+    if identity(ours).map_err(looking())? != (found.dev(), found.ino()) {
+        // Somebody else was quicker, and has the place.
+        exchange()?;
+        return Err(Error::InUse(path.to_owned()));
+    }
+    fs::remove_file(ours).map_err(Error::io(format!("removing the old {}", path.display())))
+}
+
+fn rename(from: &Path, to: &Path, flags: RenameFlags) -> rustix::io::Result<()> {
+    renameat_with(CWD, from, CWD, to, flags)
 }
 
 fn listen_on(path: &Path) -> io::Result<UnixListener> {
@@ -127,19 +178,6 @@ pub(crate) fn enlarge_buffers(socket: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_loopback_addresses_are_listened_on() {
-        for address in ["0.0.0.0:0", "192.0.2.1:10809", "[::]:0"] {
-            let at = Listen::Tcp(address.parse().unwrap());
-            assert!(
-                matches!(Listener::open(&at), Err(Error::NotLoopback(_))),
-                "{address}"
-            );
-        }
-        let (_listener, at) = Listener::open(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
-        assert!(matches!(at, Listen::Tcp(address) if address.port() != 0));
-    }
 
     #[test]
     fn stale_sockets_are_replaced_and_nothing_else() {

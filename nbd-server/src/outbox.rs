@@ -139,7 +139,10 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::budget::SharedBudget;
 
     fn take(outbox: &mut Outbox, buffers: &mut Buffers, count: usize) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -156,7 +159,10 @@ mod tests {
     #[test]
     fn replies_leave_in_order_however_they_are_cut() {
         for step in 1..50 {
-            let (mut outbox, mut buffers) = (Outbox::default(), Buffers::default());
+            let (mut outbox, mut buffers) = (
+                Outbox::default(),
+                Buffers::new(Arc::new(SharedBudget::new(0))),
+            );
             let mut buffer = buffers.take(100);
             (0..100u8).for_each(|i| buffer.put(usize::from(i), &[i]));
             outbox.push(Reply {

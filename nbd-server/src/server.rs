@@ -4,31 +4,27 @@
 //! finish and their replies are sent; each connection flushes its device; the thread ends.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
 use parking_lot::{Condvar, Mutex};
 use pool::{Host, ThinDevice};
 use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::runtime::{self, Runtime};
+use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::accept::{Accepted, Acceptor, accept_until_stopped};
 use crate::budget::SharedBudget;
 use crate::connection::{self, Parts};
 use crate::error::Error;
-use crate::handshake::{Agreement, Directory, Facts, Handshake, Step};
-use crate::listen::{Listen, Listener, SocketFile, enlarge_buffers};
+use crate::listen::{Listen, Listener};
+use crate::stream::Stream;
+use crate::tls::Certificates;
 
-/// How much one receive takes in during a handshake.
-const HANDSHAKE_RECEIVE_BYTES: usize = 16 * 1024;
-/// How long to wait when the system has no descriptor for a new client.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long a client may take its last replies while the server shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -50,7 +46,7 @@ pub trait Exports: Send + Sync + 'static {
 pub struct Limits {
     /// From being accepted to the end of the handshake.
     pub handshake_timeout: Duration,
-    /// Clients in their handshake at one time; more are turned away.
+    /// Clients in their handshake at one time; for one more the oldest of them is turned away.
     pub handshakes_max: usize,
     /// Clients at one time; more are turned away.
     pub connections_max: usize,
@@ -70,11 +66,24 @@ impl Default for Limits {
     }
 }
 
+/// Which clients are taken from TCP. A Unix socket is protected by its mode instead.
+#[derive(Clone, Debug)]
+pub enum TcpClients {
+    /// Those on this machine.
+    Local,
+    /// Those that show, through TLS, a certificate that this directory's `ca-cert.pem` has signed.
+    WithCertificate(PathBuf),
+    /// All, unencrypted.
+    Anybody,
+}
+
 /// How to start a server.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where clients connect.
     pub listen: Listen,
+    /// Whom it takes from there, if that is a TCP address.
+    pub tcp_clients: TcpClients,
     /// What they may ask for.
     pub limits: Limits,
 }
@@ -88,12 +97,12 @@ pub struct Server {
 }
 
 /// What the acceptor and the connections share.
-struct Shared {
-    limits: Limits,
-    stopping: Arc<AtomicBool>,
+pub(crate) struct Shared {
+    pub(crate) address: Listen,
+    pub(crate) limits: Limits,
+    pub(crate) stopping: Arc<AtomicBool>,
     budget: Arc<SharedBudget>,
-    handshakes: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    pub(crate) connections: Arc<Semaphore>,
     live: Mutex<BTreeMap<u64, Arc<OwnedFd>>>,
     next_id: AtomicU64,
     ended: Condvar,
@@ -102,6 +111,7 @@ struct Shared {
 impl Server {
     /// Begins to listen and returns once clients can connect.
     pub fn start<E: Exports>(config: Config, exports: E) -> Result<Self, Error> {
+        let certificates = certificates_for(&config)?;
         let (listener, address) = Listener::open(&config.listen)?;
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
@@ -110,9 +120,9 @@ impl Server {
             .map_err(Error::io("starting the server's runtime"))?;
         let limits = config.limits;
         let shared = Arc::new(Shared {
+            address: address.clone(),
             stopping: Arc::default(),
             budget: Arc::new(SharedBudget::new(limits.payload_bytes_max)),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
             limits,
             live: Mutex::default(),
@@ -121,7 +131,7 @@ impl Server {
         });
         let acceptor = {
             let _entered = runtime.enter();
-            Acceptor::new(listener, Arc::new(exports), Arc::clone(&shared))
+            Acceptor::new(listener, certificates, Arc::new(exports), &shared)
                 .map_err(Error::io("registering the listening socket"))?
         };
         let (stop, stopped) = watch::channel(false);
@@ -182,6 +192,20 @@ impl Drop for Server {
     }
 }
 
+/// The certificates if there are to be any; an error when clients may come from anywhere and nothing says
+/// that this is meant.
+fn certificates_for(config: &Config) -> Result<Option<Certificates>, Error> {
+    match (&config.listen, &config.tcp_clients) {
+        (Listen::Tcp(_), TcpClients::WithCertificate(directory)) => {
+            Certificates::read(directory).map(Some)
+        }
+        (Listen::Tcp(address), TcpClients::Local) if !address.ip().is_loopback() => {
+            Err(Error::NotLoopback(*address))
+        }
+        _ => Ok(None),
+    }
+}
+
 impl Shared {
     fn disconnect(&self, how: Shutdown) {
         for socket in self.live.lock().values() {
@@ -191,17 +215,21 @@ impl Shared {
     }
 
     /// Gives a connection its thread.
-    fn begin<H: Host>(self: &Arc<Self>, accepted: Accepted<ThinDevice<H>>) {
+    pub(crate) fn begin<H: Host>(
+        self: &Arc<Self>,
+        accepted: Accepted<ThinDevice<H>>,
+        permit: OwnedSemaphorePermit,
+    ) {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let socket = Arc::new(accepted.socket);
         self.live.lock().insert(id, Arc::clone(&socket));
         let entry = Entry {
             id,
             shared: Arc::clone(self),
-            _permit: accepted.permit,
+            _permit: permit,
         };
         let parts = Parts {
-            socket,
+            stream: Stream::new(socket, accepted.tls),
             received: accepted.received,
             agreement: accepted.agreement,
             budget: Arc::clone(&self.budget),
@@ -233,215 +261,5 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.shared.live.lock().remove(&self.id);
         self.shared.ended.notify_all();
-    }
-}
-
-/// A client that has finished its handshake.
-struct Accepted<D> {
-    socket: OwnedFd,
-    received: Vec<u8>,
-    agreement: Agreement<D>,
-    permit: OwnedSemaphorePermit,
-}
-
-/// The listening socket in the runtime's terms.
-enum Socket {
-    Unix {
-        listener: tokio::net::UnixListener,
-        _file: SocketFile,
-    },
-    Tcp(tokio::net::TcpListener),
-}
-
-/// A new client.
-enum Client {
-    Unix(tokio::net::UnixStream),
-    Tcp(tokio::net::TcpStream),
-}
-
-struct Acceptor<E> {
-    socket: Socket,
-    exports: Arc<E>,
-    shared: Arc<Shared>,
-}
-
-fn accept_until_stopped<E: Exports>(
-    runtime: Runtime,
-    acceptor: Acceptor<E>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    runtime.block_on(async {
-        tokio::select! {
-            () = acceptor.accept_all() => {}
-            // An error means that the server is gone, which is as good a reason to stop.
-            _ = stopped.wait_for(|stopped| *stopped) => {}
-        }
-    });
-    // With the runtime go the handshakes that are not finished.
-    drop(runtime);
-}
-
-impl<E: Exports> Acceptor<E> {
-    fn new(listener: Listener, exports: Arc<E>, shared: Arc<Shared>) -> io::Result<Self> {
-        let socket = match listener {
-            Listener::Unix { socket, file } => Socket::Unix {
-                listener: tokio::net::UnixListener::from_std(socket)?,
-                _file: file,
-            },
-            Listener::Tcp(socket) => Socket::Tcp(tokio::net::TcpListener::from_std(socket)?),
-        };
-        Ok(Acceptor {
-            socket,
-            exports,
-            shared,
-        })
-    }
-
-    async fn accept_all(&self) {
-        loop {
-            let accepted = match &self.socket {
-                Socket::Unix { listener, .. } => listener
-                    .accept()
-                    .await
-                    .map(|(stream, _)| Client::Unix(stream)),
-                Socket::Tcp(listener) => listener
-                    .accept()
-                    .await
-                    .map(|(stream, _)| Client::Tcp(stream)),
-            };
-            match accepted {
-                Ok(client) => self.admit(client),
-                Err(cause) => {
-                    tracing::warn!(%cause, "accepting a client failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    }
-
-    /// Begins a client's handshake, unless there are too many.
-    fn admit(&self, client: Client) {
-        let handshake = Arc::clone(&self.shared.handshakes).try_acquire_owned();
-        let connection = Arc::clone(&self.shared.connections).try_acquire_owned();
-        let (Ok(handshake), Ok(permit)) = (handshake, connection) else {
-            tracing::warn!("a client was turned away: there are too many");
-            return;
-        };
-        let directory = ExportDirectory {
-            exports: Arc::clone(&self.exports),
-            stopping: Arc::clone(&self.shared.stopping),
-        };
-        let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            let timeout = shared.limits.handshake_timeout;
-            let shaken = tokio::time::timeout(timeout, shake_hands(client, directory)).await;
-            drop(handshake);
-            match shaken {
-                Ok(Ok(Some((socket, received, agreement)))) => {
-                    shared.begin(Accepted {
-                        socket,
-                        received,
-                        agreement,
-                        permit,
-                    });
-                }
-                Ok(Ok(None)) => {}
-                Ok(Err(cause)) => tracing::debug!(%cause, "a handshake failed"),
-                Err(_) => tracing::debug!("a client was too slow in its handshake"),
-            }
-        });
-    }
-}
-
-/// The exports as the handshake sees them.
-struct ExportDirectory<E> {
-    exports: Arc<E>,
-    stopping: Arc<AtomicBool>,
-}
-
-impl<E: Exports> Directory for ExportDirectory<E> {
-    type Device = ThinDevice<E::Host>;
-
-    fn names(&self) -> Vec<String> {
-        self.exports.list()
-    }
-
-    fn open(&self, name: &str) -> Result<Option<(Facts, Self::Device)>, String> {
-        let device = self.exports.open(name).map_err(|cause| cause.to_string())?;
-        Ok(device.map(|device| {
-            let facts = Facts {
-                size: device.size(),
-                read_only: device.read_only(),
-                block_size: device.block_size(),
-            };
-            (facts, device)
-        }))
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
-}
-
-/// What a finished handshake leaves: bytes behind it, and what was agreed on.
-type Shaken<D> = (Vec<u8>, Agreement<D>);
-
-/// None when the client left without an export.
-async fn shake_hands<D: Directory>(
-    client: Client,
-    directory: D,
-) -> io::Result<Option<(OwnedFd, Vec<u8>, Agreement<D::Device>)>> {
-    let (shaken, socket) = match client {
-        Client::Unix(mut stream) => (
-            negotiate(&mut stream, directory).await?,
-            OwnedFd::from(stream.into_std()?),
-        ),
-        Client::Tcp(mut stream) => {
-            stream.set_nodelay(true)?;
-            (
-                negotiate(&mut stream, directory).await?,
-                OwnedFd::from(stream.into_std()?),
-            )
-        }
-    };
-    let Some((received, agreement)) = shaken else {
-        return Ok(None);
-    };
-    enlarge_buffers(&socket);
-    rustix::io::ioctl_fionbio(&socket, false)?;
-    Ok(Some((socket, received, agreement)))
-}
-
-async fn negotiate<S, D>(stream: &mut S, directory: D) -> io::Result<Option<Shaken<D::Device>>>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    D: Directory,
-{
-    let mut handshake = Handshake::new(directory);
-    let mut received = BytesMut::new();
-    let mut answer = Handshake::<D>::greeting();
-    loop {
-        stream.write_all(&answer).await?;
-        answer.clear();
-        let (consumed, step) = handshake.advance(&received, &mut answer);
-        received.advance(consumed);
-        match step {
-            Step::Again => {}
-            Step::NeedsMore => {
-                received.reserve(HANDSHAKE_RECEIVE_BYTES);
-                if stream.read_buf(&mut received).await? == 0 {
-                    return Ok(None);
-                }
-            }
-            Step::Close(reason) => {
-                tracing::debug!(reason, "a handshake was ended");
-                stream.write_all(&answer).await?;
-                return Ok(None);
-            }
-            Step::Ready(agreement) => {
-                stream.write_all(&answer).await?;
-                return Ok(Some((received.to_vec(), agreement)));
-            }
-        }
     }
 }

@@ -1,15 +1,17 @@
 //! Carrying requests out: a request becomes calls on the thin device, and their outcome a reply.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::Instant;
 
 use pool::{ErrorKind, Extent, Host, Operation, ThinDevice, Zeroing};
 use reactor::yield_now;
 
-use crate::buffer::{Buffer, Buffers};
+use crate::budget::SharedBudget;
+use crate::buffer::{Buffer, Buffers, memory_for};
 use crate::command::{Command, Refusal, Terms};
 use crate::context::{Context, Selection};
-use crate::handshake::{Agreement, Facts};
+use crate::handshake::{Agreement, Facts, PAYLOAD_LEN_MAX};
 use crate::outbox::{Body, Outbox, Reply};
 use crate::sparse;
 use crate::wire::{self, Errno, Request};
@@ -49,7 +51,7 @@ pub(crate) struct Incoming {
 }
 
 impl<H: Host> Session<H> {
-    pub(crate) fn new(agreement: Agreement<ThinDevice<H>>) -> Self {
+    pub(crate) fn new(agreement: Agreement<ThinDevice<H>>, budget: &Arc<SharedBudget>) -> Self {
         let terms = Terms {
             facts: agreement.facts,
             structured: agreement.structured,
@@ -59,7 +61,7 @@ impl<H: Host> Session<H> {
             device: agreement.device,
             terms,
             contexts: agreement.contexts,
-            buffers: RefCell::default(),
+            buffers: RefCell::new(Buffers::new(Arc::clone(budget))),
             outbox: RefCell::default(),
             deaf: Cell::new(false),
             withholds: Cell::new(false),
@@ -89,10 +91,10 @@ impl<H: Host> Session<H> {
         match request.command {
             wire::command::READ | wire::command::WRITE => {
                 // Longer ones are refused, and take nothing.
-                if request.len > crate::handshake::PAYLOAD_LEN_MAX {
+                if request.len > PAYLOAD_LEN_MAX {
                     0
                 } else {
-                    len
+                    memory_for(len)
                 }
             }
             wire::command::BLOCK_STATUS => {

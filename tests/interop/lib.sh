@@ -161,3 +161,33 @@ long() {
 same() {
     [ "$1" = "$2" ] || fail "${3:-values differ}: $1, expected $2"
 }
+
+# new_authority DIR: a certificate authority there, as ca-cert.pem, with its key.
+new_authority() {
+    mkdir -p "$1"
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=${1##*/}" \
+        -addext keyUsage=critical,keyCertSign,cRLSign \
+        -keyout "$1/ca-key.pem" -out "$1/ca-cert.pem" 2>>"$SCRATCH/openssl.log"
+}
+
+# new_certificate DIR NAME [option...]: NAME-cert.pem and NAME-key.pem, signed by the authority there. NAME
+# begins with `server` or `client`, which says what it is for. Options go to `openssl x509`; HOST is whom a
+# server's is for.
+new_certificate() {
+    local directory=$1 name=$2 use=clientAuth names=
+    shift 2
+    case $name in
+        server*) use=serverAuth names="subjectAltName=${HOST:-IP:127.0.0.1,DNS:localhost}" ;;
+    esac
+    printf '%s\n' "basicConstraints=CA:FALSE" "extendedKeyUsage=$use" "$names" >"$SCRATCH/extensions"
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$name" \
+        -keyout "$directory/$name-key.pem" -out "$SCRATCH/request" 2>>"$SCRATCH/openssl.log"
+    openssl x509 -req -in "$SCRATCH/request" -CA "$directory/ca-cert.pem" -CAkey "$directory/ca-key.pem" \
+        -CAcreateserial -days 2 "$@" -extfile "$SCRATCH/extensions" \
+        -out "$directory/$name-cert.pem" 2>>"$SCRATCH/openssl.log"
+}
+
+# The port of the daemon's first TCP address.
+tcp_port() {
+    sed -n 's/.*tcp:[0-9.]*:\([0-9]*\).*/\1/p' <<<"$READY"
+}

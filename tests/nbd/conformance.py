@@ -20,6 +20,7 @@ import cases_load
 import cases_read
 import cases_request
 import cases_thin
+import tls
 from target import CASES, NBDKIT, OURS, QEMU, Target, parse_address
 import wire
 from wire import Closed, Hang, Wrong
@@ -34,6 +35,7 @@ def arguments():
     parser.add_argument("--snapshot", default=None, help="a read-only export of the same server")
     parser.add_argument("--peer", choices=(OURS, QEMU, NBDKIT), default=OURS)
     parser.add_argument("--pid", type=int, default=None, help="the server, to watch its memory")
+    parser.add_argument("--tls", metavar="DIR", default=None, help="through TLS, with these certificates")
     parser.add_argument("--timeout", type=float, default=wire.SOCKET_TIMEOUT,
                         help="seconds of silence that count as a hang")
     parser.add_argument("--seed", type=int, default=1)
@@ -59,7 +61,8 @@ def main():
     wire.SOCKET_TIMEOUT = options.timeout
     address, named = parse_address(options.address)
     export = options.export or named or ""
-    target = Target(address, export, options.snapshot, options.peer, options.pid, options.seed)
+    context = tls.context(options.tls) if options.tls else None
+    target = Target(address, export, options.snapshot, options.peer, options.pid, options.seed, context)
     passed = failed = 0
     for function, peers, needs_snapshot in CASES:
         if options.case not in f"{function.__module__}.{function.__name__}" or options.peer not in peers:

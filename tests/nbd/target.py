@@ -5,6 +5,7 @@ import socket
 import struct
 import urllib.parse
 
+from tls import TlsSocket
 from wire import (C_FIXED_NEWSTYLE, C_NO_ZEROES, Client, READ, STATUS, CHUNK_STATUS, Wrong,
                   extents)
 
@@ -47,8 +48,9 @@ def shorten(value):
 class Target:
     """A server's address, its exports and, when known, its process."""
 
-    def __init__(self, address, export, snapshot, peer, pid, seed):
+    def __init__(self, address, export, snapshot, peer, pid, seed, tls=None):
         self.address, self.export, self.snapshot = address, export, snapshot
+        self.tls = tls
         self.peer, self.pid = peer, pid
         self.random = random.Random(seed)
 
@@ -63,7 +65,7 @@ class Target:
         sock.connect(self.address)
         if family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
+        return TlsSocket(sock, self.tls, self.address[0]) if self.tls else sock
 
     def options(self, flags=C_FIXED_NEWSTYLE | C_NO_ZEROES):
         """A connection in the option phase."""

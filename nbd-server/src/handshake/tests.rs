@@ -33,10 +33,15 @@ impl Directory for Names {
 }
 
 fn handshake() -> Handshake<Names> {
-    let mut handshake = Handshake::new(Names {
+    protected(Protection::None)
+}
+
+fn protected(protection: Protection) -> Handshake<Names> {
+    let names = Names {
         names: vec!["prod", "prod@nightly", "busy"],
         stopping: false,
-    });
+    };
+    let mut handshake = Handshake::new(names, protection);
     let (consumed, step) = handshake.advance(&[0, 0, 0, 3], &mut Vec::new());
     assert!(consumed == 4 && matches!(step, Step::Again));
     handshake
@@ -123,16 +128,19 @@ fn error(kind: u32) -> [(u32, Vec<u8>); 1] {
 
 #[test]
 fn the_greeting_has_the_bytes_of_the_protocol() {
-    assert_eq!(Handshake::<Names>::greeting(), b"NBDMAGICIHAVEOPT\x00\x03");
+    assert_eq!(greeting(), b"NBDMAGICIHAVEOPT\x00\x03");
 }
 
 #[test]
 fn unknown_client_flags_end_it() {
     for flags in [4u32, 1 << 31, 0xffff_ffff] {
-        let mut handshake = Handshake::new(Names {
-            names: vec![],
-            stopping: false,
-        });
+        let mut handshake = Handshake::new(
+            Names {
+                names: vec![],
+                stopping: false,
+            },
+            Protection::None,
+        );
         let (_, step) = handshake.advance(&flags.to_be_bytes(), &mut Vec::new());
         assert!(matches!(step, Step::Close(_)), "{flags:#x}");
     }
@@ -277,10 +285,13 @@ fn malformed_info_is_refused_and_it_goes_on() {
 
 #[test]
 fn the_empty_name_is_the_only_export() {
-    let mut handshake = Handshake::new(Names {
-        names: vec!["one"],
-        stopping: false,
-    });
+    let mut handshake = Handshake::new(
+        Names {
+            names: vec!["one"],
+            stopping: false,
+        },
+        Protection::None,
+    );
     handshake.advance(&[0; 4], &mut Vec::new());
     assert_eq!(go(&mut handshake, "").device, "one");
 }
@@ -474,10 +485,13 @@ fn bytes_may_come_one_at_a_time() {
         encode(option::GO, &info_payload(b"prod", &[])),
     ]
     .concat();
-    let mut handshake = Handshake::new(Names {
-        names: vec!["prod"],
-        stopping: false,
-    });
+    let mut handshake = Handshake::new(
+        Names {
+            names: vec!["prod"],
+            stopping: false,
+        },
+        Protection::None,
+    );
     let (mut begin, mut out) = (0, Vec::new());
     for end in 0..=stream.len() {
         loop {
@@ -491,6 +505,7 @@ fn bytes_may_come_one_at_a_time() {
                     assert_eq!((begin, end), (stream.len(), stream.len()));
                     return;
                 }
+                Step::BeginTls => panic!("nobody asked for TLS"),
                 Step::Close(reason) => panic!("{reason}"),
             }
         }
@@ -530,4 +545,43 @@ fn garbage_is_survived() {
             handshake = self::handshake();
         }
     }
+}
+
+#[test]
+fn without_tls_nothing_is_told_where_it_is_required() {
+    let mut handshake = protected(Protection::TlsRequired);
+    for option in [
+        option::LIST,
+        option::INFO,
+        option::GO,
+        option::STRUCTURED_REPLY,
+        option::LIST_META_CONTEXT,
+        option::SET_META_CONTEXT,
+        99,
+    ] {
+        for payload in [&b""[..], &info_payload(b"prod", &[])] {
+            let refused = send(&mut handshake, option, payload);
+            assert_eq!(refused, error(option_reply::ERR_TLS_REQD), "{option}");
+        }
+    }
+    let (_, step) = handshake.advance(&encode(option::EXPORT_NAME, b"prod"), &mut Vec::new());
+    assert!(matches!(step, Step::Close(_)));
+}
+
+#[test]
+fn tls_begins_once_and_forgets_what_was_before() {
+    let mut handshake = protected(Protection::TlsRequired);
+    let refused = send(&mut handshake, option::STARTTLS, b"x");
+    assert_eq!(refused, error(option_reply::ERR_INVALID));
+    // Nobody can say this before TLS; were it otherwise, it would not count.
+    handshake.structured = true;
+    handshake.selected = Some(("prod".to_owned(), Selection::default()));
+    let mut out = Vec::new();
+    let (_, step) = handshake.advance(&encode(option::STARTTLS, b""), &mut out);
+    assert!(matches!(step, Step::BeginTls));
+    assert_eq!(replies(&out, option::STARTTLS), [ACK]);
+    assert!(!handshake.structured && handshake.selected.is_none());
+    let refused = send(&mut handshake, option::STARTTLS, b"");
+    assert_eq!(refused, error(option_reply::ERR_INVALID));
+    assert_eq!(go(&mut handshake, "prod").device, "prod");
 }

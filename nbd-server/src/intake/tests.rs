@@ -1,8 +1,10 @@
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use super::*;
+use crate::budget::SharedBudget;
 
 fn header(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
     [
@@ -19,8 +21,9 @@ fn header(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
 /// Feeds a stream in pieces and lists cookies and payload lengths of what comes out.
 fn take_all(stream: &[u8], step: usize) -> (Vec<(u64, Option<usize>)>, Intake) {
     let (mut client, server) = UnixStream::pair().unwrap();
+    let mut server = Stream::new(Arc::new(OwnedFd::from(server)), None);
     let mut intake = Intake::new(&[]);
-    let mut buffers = Buffers::default();
+    let mut buffers = Buffers::new(Arc::new(SharedBudget::new(0)));
     let mut taken = Vec::new();
     let mut pieces = stream.chunks(step);
     loop {
@@ -38,7 +41,7 @@ fn take_all(stream: &[u8], step: usize) -> (Vec<(u64, Option<usize>)>, Intake) {
                 } else {
                     client.shutdown(std::net::Shutdown::Write).unwrap();
                 }
-                intake.receive(server.as_fd(), true);
+                intake.receive(&mut server, true);
             }
             Next::NoRoom => panic!("everything was admitted"),
             Next::Over => return (taken, intake),
@@ -111,7 +114,7 @@ fn payloads_that_are_too_long_are_skipped_or_end_it() {
 #[test]
 fn what_is_not_admitted_stays() {
     let mut intake = Intake::new(&header(command::READ, 1, 0, 10));
-    let mut buffers = Buffers::default();
+    let mut buffers = Buffers::new(Arc::new(SharedBudget::new(0)));
     assert!(matches!(intake.next(&mut buffers, |_| None), Next::NoRoom));
     assert!(matches!(
         intake.next(&mut buffers, |_| Some(10)),
@@ -133,7 +136,7 @@ fn garbage_is_survived() {
             .wrapping_add(1_442_695_040_888_963_407);
         seed >> 33
     };
-    let mut buffers = Buffers::default();
+    let mut buffers = Buffers::new(Arc::new(SharedBudget::new(0)));
     for _ in 0..100_000 {
         let mut bytes: Vec<u8> = (0..random() % 80)
             .map(|_| random().to_be_bytes()[7])

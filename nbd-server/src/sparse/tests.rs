@@ -1,4 +1,7 @@
+use std::sync::Arc;
+
 use super::*;
+use crate::budget::SharedBudget;
 use crate::buffer::Buffers;
 
 const COOKIE: u64 = 0xfeed;
@@ -6,7 +9,7 @@ const COOKIE: u64 = 0xfeed;
 /// A buffer as a read leaves it: data bytes are not zero, bytes of holes are garbage.
 fn buffer(pieces: &[(usize, bool)]) -> Buffer {
     let len = pieces.iter().map(|(len, _)| len).sum();
-    let mut buffer = Buffers::default().take(len);
+    let mut buffer = Buffers::new(Arc::new(SharedBudget::new(0))).take(len);
     let mut at = 0;
     for &(len, hole) in pieces {
         for i in at..at + len {

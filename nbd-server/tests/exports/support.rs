@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metadata_btree::MemStore;
-use nbd_server::{Config, Exports, Limits, Listen, Server};
+use nbd_server::{Config, Exports, Limits, Listen, Server, TcpClients};
 use pool::{
     BlockSize, DeviceName, FileCatalog, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice,
 };
@@ -99,6 +99,7 @@ pub fn serve(data_bytes: u64, volume_bytes: u64, limits: Limits) -> Served {
     let socket = folder.path().join("socket");
     let config = Config {
         listen: Listen::Unix(socket.clone()),
+        tcp_clients: TcpClients::Local,
         limits,
     };
     let server = Server::start(config, PoolExports(Arc::clone(&pool))).unwrap();
