@@ -38,8 +38,6 @@ names! {
         RootSplit,
         /// A node without room became two.
         NodeSplit,
-        /// Entries moved to a sibling that had room.
-        EntriesMoved,
         /// Two nodes became one.
         NodesMerged,
         /// Two nodes shared their entries anew.

@@ -174,6 +174,8 @@ pub struct Generator {
     volume_blocks: u64,
     /// In percent, how many operations on devices change what is there rather than names.
     requests: u64,
+    /// How many names volumes have.
+    volumes: u64,
     /// Which kinds of operations there are: a bit each.
     kinds: u64,
     /// What offsets are multiples of, and how long requests are at most.
@@ -195,6 +197,7 @@ impl Generator {
             volume_blocks_min: 1,
             volume_blocks: 2 + prng.below(most),
             requests: 60 + prng.below(35),
+            volumes: VOLUMES,
             kinds: u64::MAX,
             units: vec![1, 512, 4096, 4096, BLOCK, BLOCK],
             lengths: vec![512, 4096, 16_384, BLOCK, 2 * BLOCK, 5 * BLOCK],
@@ -209,6 +212,7 @@ impl Generator {
         let mut all = Self::new(prng.fork(), 0);
         all.volume_blocks = 2 + prng.below(volume_blocks);
         all.requests = 60 + prng.below(40);
+        all.volumes = 1 + prng.below(VOLUMES);
         all.kinds = prng.bits() | prng.bits() | 1 << Op::CREATE | 1 << Op::WRITE;
         let mut some_of = |values: &[u64]| -> Vec<u64> {
             (0..1 + prng.below(3))
@@ -224,7 +228,8 @@ impl Generator {
     pub fn large(prng: Prng) -> Self {
         let mut all = Self::new(prng, 0);
         all.volume_blocks_min = LARGE_BLOCKS;
-        all.units = vec![BLOCK, LARGE_BLOCKS * BLOCK];
+        all.volumes = 1;
+        all.units = vec![BLOCK, BLOCK, LARGE_BLOCKS * BLOCK];
         all.lengths = vec![BLOCK, 20 * BLOCK, 2 * LARGE_BLOCKS * BLOCK];
         all
     }
@@ -320,7 +325,7 @@ impl Generator {
     }
 
     fn volume_name(&mut self) -> DeviceName {
-        let text = format!("v{}", self.prng.below(VOLUMES));
+        let text = format!("v{}", self.prng.below(self.volumes));
         let Ok(name) = DeviceName::volume(&text) else {
             unreachable!("{text} is a name")
         };

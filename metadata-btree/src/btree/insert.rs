@@ -228,7 +228,6 @@ fn move_left(
     step: &Step,
     appends: bool,
 ) -> Result<(), Error> {
-    mark(Mark::EntriesMoved);
     let (left, right) = tx.node_pair(left, step.nr)?;
     let node = Node::new(right);
     let total = Node::new(left).len() + node.len();

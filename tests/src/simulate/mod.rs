@@ -47,17 +47,17 @@ const SMALL: Conditions = Conditions {
 
 /// So few blocks that they are used again and again, and few operations that commit.
 const TINY: Conditions = Conditions {
-    data_blocks: (2, 9),
+    data_blocks: (1, 6),
     crashes: 10,
-    mixture: Mixture::Swarm { volume_blocks: 4 },
+    mixture: Mixture::Swarm { volume_blocks: 3 },
     ..SMALL
 };
 
 const LARGE: Conditions = Conditions {
-    operations: (20, 60),
+    operations: (40, 120),
     data_blocks: (500, 900),
     metadata_blocks: (1200, 1500),
-    crashes: 10,
+    crashes: 5,
     mixture: Mixture::Large,
     ..SMALL
 };
