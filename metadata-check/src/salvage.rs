@@ -4,19 +4,21 @@
 //!
 //! Everything that is reached from the superblock through nodes that are what they should be: checksum, own
 //! number, header, ascending keys, and keys inside the range that the parent has for them. A wrong mapping is
-//! worse than none, as somebody would read another volume's data; so what is not certain is listed as missing.
+//! worse than none, as somebody would read another volume's data; so what is not certain is listed as
+//! missing.
 //!
 //! # Stale nodes
 //!
 //! A block that holds an older version of itself has a right checksum. What gives it away are the reference
-//! counts: it names blocks that now belong to others, or to nobody, so these are named more often than the space
-//! maps say. If there is one node that names all of them, it alone is not believed; else all that name any are
-//! not (`doubt`). The counts themselves are believed only where bitmap, index and superblock agree (`stored`).
+//! counts: it names blocks that now belong to others, or to nobody, so these are named more often than the
+//! space maps say. If there is one node that names all of them, it alone is not believed; else all that name
+//! any are not (`doubt`). The counts themselves are believed only where bitmap, index and superblock agree
+//! (`stored`).
 //!
 //! # Orphans
 //!
-//! Below a damaged inner node, there may be whole trees that nothing leads to any more. The metadata space map
-//! tells them from what was freed: their blocks are counted once more than they are named. They take the
+//! Below a damaged inner node, there may be whole trees that nothing leads to any more. The metadata space
+//! map tells them from what was freed: their blocks are counted once more than they are named. They take the
 //! place of the lost node if they fit only there, and if the device then has as many mappings as its details
 //! say (`orphans`).
 //!

@@ -82,8 +82,8 @@ impl RepairedDevice {
     }
 }
 
-/// Writes what can be trusted in damaged metadata to `path`: a file that does not exist, or a block device that
-/// begins with zeros. The source is only read.
+/// Writes what can be trusted in damaged metadata to `path`: a file that does not exist, or a block device
+/// that begins with zeros. The source is only read.
 ///
 /// # Errors
 /// See [`Error`]. There is no file then, and no pool on the block device.

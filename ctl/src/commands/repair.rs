@@ -244,8 +244,8 @@ fn salvage(
     })
 }
 
-/// Gives the pool its new metadata, and that the log. Returns how many changes the log holds, and what the old
-/// metadata is called now.
+/// Gives the pool its new metadata, and that the log. Returns how many changes the log holds, and what the
+/// old metadata is called now.
 fn put_in_place(
     dir: &PoolDir,
     args: &RepairArgs,

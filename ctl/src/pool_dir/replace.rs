@@ -23,7 +23,8 @@ impl PoolDir {
         Ok(with_suffix(&path, suffix))
     }
 
-    /// Puts a metadata store, made beside the old one, into its place. Returns what the old one is called now.
+    /// Puts a metadata store, made beside the old one, into its place. Returns what the old one is called
+    /// now.
     ///
     /// # Errors
     /// What stopped it; the pool is as it was then.

@@ -66,8 +66,8 @@ impl Excess {
         }
     }
 
-    /// Whether no leaf can be what is wrong: one with as many mappings as the right one has would leave the sum of
-    /// all counts as it is.
+    /// Whether no leaf can be what is wrong: one with as many mappings as the right one has would leave the
+    /// sum of all counts as it is.
     fn must_be_the_map(&self, trees: &Trees<'_>, state: &State) -> bool {
         let counts = state
             .stored
@@ -123,8 +123,8 @@ fn is_data_excess(state: &State, block: u64) -> bool {
     stored.is_some_and(|stored| state.recount.data.get(block) > stored)
 }
 
-/// Whether every device has all its mappings, as its details say. Then no node is stale that has another number
-/// of entries than it should.
+/// Whether every device has all its mappings, as its details say. Then no node is stale that has another
+/// number of entries than it should.
 fn devices_are_complete(trees: &Trees<'_>, state: &State) -> bool {
     state.roots.iter().all(|(id, root)| {
         let details = state.details.get(id).map(|details| details.mapped_blocks);

@@ -1,9 +1,9 @@
 //! Trees that nothing leads to, and whose they were.
 //!
-//! A block that the metadata space map counts more often than it is named is named by a node that is lost, too.
-//! Such a tree goes where a node is missing if its keys fit there and nowhere else, no other tree that fits
-//! overlaps it, and the device then has the mappings that its details say. Where the node is missing that names
-//! the roots of devices, the number of mappings alone must tell them apart.
+//! A block that the metadata space map counts more often than it is named is named by a node that is lost,
+//! too. Such a tree goes where a node is missing if its keys fit there and nowhere else, no other tree that
+//! fits overlaps it, and the device then has the mappings that its details say. Where the node is missing
+//! that names the roots of devices, the number of mappings alone must tell them apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,7 @@
 //! The reference counts that the space maps have, where they can be believed.
 //!
-//! A bitmap must have as many free blocks as its index entry says, and all of them together as many blocks in use
-//! as the superblock says. What disagrees with that counts nothing.
+//! A bitmap must have as many free blocks as its index entry says, and all of them together as many blocks in
+//! use as the superblock says. What disagrees with that counts nothing.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

@@ -259,8 +259,8 @@ impl<'a> Trees<'a> {
         self.step(role, place, visitor)
     }
 
-    /// At most `LEVELS_MAX` deep. Ends on every input: ranges of siblings do not overlap, so that no node fits
-    /// in two of them.
+    /// At most `LEVELS_MAX` deep. Ends on every input: ranges of siblings do not overlap, so that no node
+    /// fits in two of them.
     fn step(&self, role: Role, place: Place, visitor: &mut dyn Visitor) -> ControlFlow<()> {
         if !visitor.named(place.block) {
             return ControlFlow::Continue(());

@@ -1,9 +1,9 @@
 //! A log that goes over to new metadata, made of what a repair could salvage.
 //!
-//! Entries say by its bytes to which superblock they belong. One more is written, for the superblock of the new
-//! metadata, in the page that the last one leaves free: so the log belongs to both until the new metadata is in
-//! the old one's place, whatever happens in between. New metadata maps nothing that the old did not, so that all
-//! blocks which the log maps are free there as well.
+//! Entries say by its bytes to which superblock they belong. One more is written, for the superblock of the
+//! new metadata, in the page that the last one leaves free: so the log belongs to both until the new metadata
+//! is in the old one's place, whatever happens in between. New metadata maps nothing that the old did not, so
+//! that all blocks which the log maps are free there as well.
 
 use metadata_btree::{Block, BlockKind, BlockStore};
 
@@ -26,8 +26,8 @@ pub fn logged_superblocks(log: &dyn LogStore) -> Result<Vec<[u8; 4096]>, Error> 
     Ok(entries.iter().map(image).collect())
 }
 
-/// Makes what a log holds for the superblock `old` belong to the metadata in `new` as well, durably. Returns how
-/// many changes that are. Whoever opens the pool with the new metadata does them again.
+/// Makes what a log holds for the superblock `old` belong to the metadata in `new` as well, durably. Returns
+/// how many changes that are. Whoever opens the pool with the new metadata does them again.
 ///
 /// # Errors
 /// When the log cannot be read, or is not that of `old`; nothing is lost then, and `new` must not be used.

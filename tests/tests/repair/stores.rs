@@ -1,5 +1,5 @@
-//! Stores of a pool of which only the metadata is of interest: all that was ever written to it is kept, and data
-//! goes nowhere.
+//! Stores of a pool of which only the metadata is of interest: all that was ever written to it is kept, and
+//! data goes nowhere.
 
 use std::io;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Every metadata block of a pool, damaged in every way: what check sees, what repair brings back, and how much of
-//! that is wrong. Ends with a line of JSON.
+//! Every metadata block of a pool, damaged in every way: what check sees, what repair brings back, and how
+//! much of that is wrong. Ends with a line of JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -24,7 +24,8 @@ enum Damage {
     Zeroed,
     Random,
     OtherBlock,
-    OlderVersion,
+    /// The last one before, or one of those before that.
+    OlderVersion(usize),
 }
 
 const KINDS: [Damage; 5] = [
@@ -32,8 +33,11 @@ const KINDS: [Damage; 5] = [
     Damage::Zeroed,
     Damage::Random,
     Damage::OtherBlock,
-    Damage::OlderVersion,
+    Damage::OlderVersion(0),
 ];
+
+/// How many older versions of a block the long form tries.
+const VERSIONS_MAX: usize = 12;
 
 /// What came of some images.
 #[derive(Default, Debug)]
@@ -112,7 +116,9 @@ impl Experiment {
                 let other = others[self.prng.index(others.len())];
                 *target = self.intact.0[at(other)];
             }
-            Damage::OlderVersion => *target = *self.subject.metadata.older(at(block)).first()?,
+            Damage::OlderVersion(version) => {
+                *target = *self.subject.metadata.older(at(block)).get(version)?;
+            }
         }
         (image.0[at(block)] != self.intact.0[at(block)]).then_some(image)
     }
@@ -136,7 +142,7 @@ impl Experiment {
         }
         let role = self.truth.roles[&block];
         for (theirs, panicked, given) in outcomes {
-            let is_older = damage == Damage::OlderVersion;
+            let is_older = matches!(damage, Damage::OlderVersion(_));
             let tally = self.tallies.entry((theirs, is_older)).or_default();
             tally.images += 1;
             tally.detected += u64::from(detected);
@@ -267,6 +273,9 @@ fn every_block_in_every_way() {
     for block in blocks {
         for damage in KINDS {
             experiment.examine(block, damage, true);
+        }
+        for version in 1..VERSIONS_MAX {
+            experiment.examine(block, Damage::OlderVersion(version), false);
         }
     }
     finish(&experiment);

@@ -166,9 +166,9 @@ impl Truth {
             .sum()
     }
 
-    /// What can be had of each device when one block is lost: all mappings whose leaf is whole, since the space map
-    /// tells which leaves belong to the last commit, and keys and details where. Only when the node is lost that
-    /// names the roots, nothing tells devices apart but how much each has mapped.
+    /// What can be had of each device when one block is lost: all mappings whose leaf is whole, since the
+    /// space map tells which leaves belong to the last commit, and keys and details where. Only when the node
+    /// is lost that names the roots, nothing tells devices apart but how much each has mapped.
     pub fn recoverable(&self, lost: u64) -> BTreeMap<u64, BTreeSet<Mapping>> {
         let has_roots = self.roles.get(&lost) != Some(&Role::TopLevel);
         let mut all = BTreeMap::new();
