@@ -65,7 +65,7 @@ pub struct ServeArgs {
     pub nbd_unencrypted: bool,
     /// Turn NBD clients away when so many are connected to the same address
     ///
-    /// A client takes about 0.1 MiB as long as it asks for nothing; what the requests of all clients of an address
+    /// A client takes 0.4 MiB at most as long as it asks for nothing; what the requests of all clients of an address
     /// take is bounded besides, at 1 GiB.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     pub nbd_connections: u16,

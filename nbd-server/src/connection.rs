@@ -6,7 +6,7 @@
 //! news or a task is woken.
 //!
 //! A client that does not take its replies is not read from; its tasks go on. A client that is gone
-//! gets no replies, but what it had sent completely is carried out.
+//! gets no replies, but what it had sent completely is carried out, unless nothing but the reply would come of it.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -262,13 +262,16 @@ where
             readable: receiving,
             writable: sending,
         };
-        let socket = (sending || receiving).then(|| (self.stream.as_fd(), interest));
+        // Without interest in either, it still tells that the client is gone.
+        let socket = (!self.session.deaf.get()).then(|| (self.stream.as_fd(), interest));
         if self.intake_state == Intaking::NoRoom {
             self.budget_retry = (self.budget_retry * 2).min(BUDGET_RETRY_MAX);
         }
         let news = self.executor.wait(socket, timeout)?;
         if receiving && news.readable {
             self.intake.receive(&mut self.stream, false);
+        } else if !sending && news.readable {
+            self.drop_replies();
         }
         Ok(())
     }

@@ -85,8 +85,21 @@ impl<H: Host> Session<H> {
         &self.device
     }
 
+    /// Whether nothing but a reply would come of a request, and nobody takes replies any more. A client that sends many
+    /// large reads and leaves would keep us busy for long.
+    fn is_in_vain(&self, request: &Request) -> bool {
+        let only_asks = matches!(
+            request.command,
+            wire::command::READ | wire::command::BLOCK_STATUS
+        );
+        only_asks && self.deaf.get()
+    }
+
     /// How much memory a request may take until its reply is sent, in bytes.
     pub(crate) fn cost(&self, request: &Request) -> usize {
+        if self.is_in_vain(request) {
+            return 0;
+        }
         let len = usize::try_from(request.len).unwrap_or(usize::MAX);
         match request.command {
             wire::command::READ | wire::command::WRITE => {
@@ -110,6 +123,9 @@ impl<H: Host> Session<H> {
         let request = incoming.request;
         let result = match incoming.refusal.take() {
             Some(refusal) => Err(refusal),
+            None if self.is_in_vain(&request) => {
+                Err(Refusal::new(Errno::Shutdown, "the client is gone"))
+            }
             None => self.carry_out(&incoming).await,
         };
         if let Some(buffer) = incoming.payload.take() {

@@ -116,7 +116,10 @@ fn wrong_command_lines() {
         (&["create-snap", "p/vol"], "POOL/VOL@SNAP"),
         (&["rollback", "p/vol"], "POOL/VOL@SNAP"),
         (&["fly"], "fly"),
-        (&["serve", "p", "--nbd", "tcp:0.0.0.0:10809"], "--tls-certificates"),
+        (
+            &["serve", "p", "--nbd", "tcp:0.0.0.0:10809"],
+            "--tls-certificates",
+        ),
         (&["serve", "p", "--metrics", "10.1.2.3:1"], "loopback"),
         (&["serve", "p", "p"], "named twice"),
         (&["attach", "vol"], "POOL/VOL"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_server::{Config, Error, Limits, Listen, Server, TcpClients};
+use pool::Operation;
 use reactor::block_on;
 
 use crate::support::{
@@ -192,6 +193,25 @@ fn clients_that_take_no_replies_harm_nobody() {
     drop(deaf);
     eventually(|| served.server.connections() == 1);
     assert_eq!(fast.read(0, 4 * MIB).len(), 4 << 20, "memory came back");
+}
+
+/// Of what a client had sent before it left, its writes are carried out, and not its reads: they would be many.
+#[test]
+fn who_leaves_has_its_writes_done_and_not_its_reads() {
+    let served = serve(64 * MIB, 64 * MIB, Limits::default());
+    let mut client = served.client("vol");
+    client.write(0, 0, &vec![1; 8 << 20]);
+    let stats = served.pool.device_stats(&"vol".parse().unwrap()).unwrap();
+    for _ in 0..100 {
+        client.send(0, READ, 0, 8 << 20, &[]);
+    }
+    client.send(0, WRITE, 32 * MIB, 4, b"last");
+    drop(client);
+    eventually(|| served.server.connections() == 0);
+    let mut next = served.client("vol");
+    assert_eq!(next.read(32 * MIB, 4), b"last");
+    let read = stats.get(Operation::Read).bytes();
+    assert!(read < 200 << 20, "{read} bytes were read for nobody");
 }
 
 #[test]
