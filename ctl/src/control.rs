@@ -1,5 +1,7 @@
 //! The daemon's end of the control socket: HTTP on a Unix socket in the pool's directory, 0600.
 //!
+//! Only root and the user who runs the daemon are answered, whatever became of the socket's mode.
+//!
 //! Every request runs in a task of its own, to its end, even when its client goes away: requests on
 //! a pool are never cancelled.
 
@@ -8,6 +10,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use axum::body::Body;
 use axum::extract::{Json, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::Listener;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use pool::DeviceName;
@@ -24,6 +28,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
+use rustix::process::geteuid;
 use serde::Deserialize;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -82,6 +87,12 @@ impl ControlSocket {
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) if nobody_listens(&cause) => {
+                // Connecting to a file is refused, too; and a link would be followed.
+                let found = std::fs::symlink_metadata(&path).map_err(|cause| failed(&cause))?;
+                if !found.file_type().is_socket() {
+                    let message = format!("{}: exists and is not a socket", place.display());
+                    return Err(CallError::new(CallErrorKind::Exists, message));
+                }
                 std::fs::remove_file(&path).map_err(|cause| failed(&cause))?;
             }
             Err(cause) => return Err(failed(&cause)),
@@ -116,9 +127,44 @@ impl ControlSocket {
                 tracing::warn!("{CONTROL_SOCKET}: {cause}");
             }
         };
-        axum::serve(listener, router(service))
+        axum::serve(OwnerOnly::new(listener), router(service))
             .with_graceful_shutdown(remove)
             .await
+    }
+}
+
+/// Takes clients that root or our own user runs.
+struct OwnerOnly {
+    listener: UnixListener,
+    owner: u32,
+}
+
+impl OwnerOnly {
+    fn new(listener: UnixListener) -> Self {
+        OwnerOnly {
+            listener,
+            owner: geteuid().as_raw(),
+        }
+    }
+}
+
+impl Listener for OwnerOnly {
+    type Io = tokio::net::UnixStream;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            match stream.peer_cred().map(|peer| peer.uid()) {
+                Ok(uid) if uid == 0 || uid == self.owner => return (stream, address),
+                Ok(uid) => tracing::warn!("{CONTROL_SOCKET}: user {uid} was turned away"),
+                Err(cause) => tracing::warn!("{CONTROL_SOCKET}: {cause}"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
     }
 }
 

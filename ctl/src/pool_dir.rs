@@ -20,6 +20,7 @@ mod locate;
 mod lock;
 mod persistent;
 mod replace;
+mod trust;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -98,7 +99,8 @@ impl PoolDir {
     /// Reads the `pool.toml` of the pool that `argument` names.
     ///
     /// # Errors
-    /// `NotFound` when there is no pool, `Damaged` when its `pool.toml` cannot be understood.
+    /// `NotFound` when there is no pool, `Damaged` when its `pool.toml` cannot be understood, `Invalid` when
+    /// strangers may change what is in the directory.
     pub fn open(argument: &str) -> Result<PoolDir, CallError> {
         Self::open_path(&locate(argument)?)
     }
@@ -111,6 +113,7 @@ impl PoolDir {
         let path = path
             .canonicalize()
             .map_err(|cause| CallError::io(path.display(), &cause))?;
+        trust::expect_trusted(&path)?;
         let file = path.join(CONFIG_FILE);
         let text = read_bounded(&file).map_err(|cause| CallError::io(file.display(), &cause))?;
         let damaged = |reason: String| {

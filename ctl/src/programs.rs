@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, usage_error};
@@ -28,6 +30,7 @@ pub fn thinctl(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<
     } else {
         "warn"
     };
+    keep_others_from_writing();
     log_to_stderr(level);
     Ok(ended("thinctl", commands::run(cli)))
 }
@@ -41,11 +44,18 @@ pub fn thinpoold(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resul
         Ok(cli) => cli,
         Err(error) => return not_parsed("thinpoold", &error),
     };
+    keep_others_from_writing();
     log_to_stderr("info");
     Ok(ended(
         "thinpoold",
         daemon::run(cli.serve).map(|()| exit::DONE),
     ))
+}
+
+/// Nothing that is made may be written by everybody, not even where the umask has nothing against it.
+fn keep_others_from_writing() {
+    let before = umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+    umask(before | Mode::WOTH);
 }
 
 /// Human lines on standard error; `THINPOOL_LOG` says how many.

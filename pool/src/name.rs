@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 
 /// The longest name of a volume, and of a snapshot, in bytes.
-pub const NAME_LEN_MAX: usize = 128;
+pub const NAME_LEN_MAX: usize = 127;
 
 /// The name of a thin device: a volume, or a snapshot of one.
 ///
-/// Each part is 1 to 128 characters of `A-Z a-z 0-9 . _ -`, the first a letter or a digit. A name
+/// Each part is 1 to 127 characters of `A-Z a-z 0-9 . _ + -`, the first a letter or a digit. A name
 /// is never a path.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -67,16 +67,16 @@ fn check_part(part: &str) -> Result<(), Error> {
         return bad("it is empty");
     };
     if part.len() > NAME_LEN_MAX {
-        return bad("it is longer than 128 characters");
+        return bad("it is longer than 127 characters");
     }
     if !first.is_ascii_alphanumeric() {
         return bad("it does not begin with a letter or a digit");
     }
     if !part
         .chars()
-        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-'))
     {
-        return bad("only letters, digits, '.', '_' and '-' are allowed");
+        return bad("only letters, digits, '.', '_', '+' and '-' are allowed");
     }
     Ok(())
 }
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for text in ["prod", "prod@nightly", "a.b_c-1", "0"] {
+        for text in ["prod", "prod@nightly", "a.b_c-1", "0", "v1+x"] {
             assert_eq!(text.parse::<DeviceName>().unwrap().to_string(), text);
         }
     }
@@ -130,7 +130,21 @@ mod tests {
     fn names_are_never_paths() {
         let long = "x".repeat(NAME_LEN_MAX + 1);
         for text in [
-            "", "@s", "v@", "a/b", "..", ".hidden", "-rf", "a@b@c", "a b", "é", &long,
+            "",
+            "@s",
+            "v@",
+            "a/b",
+            "..",
+            ".hidden",
+            "-rf",
+            "+x",
+            "a@b@c",
+            "a b",
+            "é",
+            "a\0",
+            "\u{430}dmin",
+            "a\u{200b}",
+            &long,
         ] {
             assert!(text.parse::<DeviceName>().is_err(), "{text:?} was accepted");
         }

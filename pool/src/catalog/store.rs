@@ -2,10 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The largest catalog that is read: far more than 2^24 devices need.
 const CATALOG_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
+
+/// For the owner alone, whatever the umask.
+const MODE: u32 = 0o600;
 
 /// A file of lines, appended to and now and then replaced. Calls may block.
 pub trait CatalogStore: Send + Sync + 'static {
@@ -49,6 +53,7 @@ impl CatalogStore for FileCatalog {
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(MODE)
             .open(&self.path)?;
         file.write_all(lines)?;
         file.sync_all()?;
@@ -60,7 +65,12 @@ impl CatalogStore for FileCatalog {
 
     fn replace(&self, content: &[u8]) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
-        let mut file = File::create(&temporary)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(MODE)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&temporary, &self.path)?;
