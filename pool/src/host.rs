@@ -56,6 +56,9 @@ pub trait Host: Send + Sync + 'static {
     /// Opens the external origin at `path`, a file or block device, for reading only.
     fn open_origin(&self, path: &Path) -> io::Result<Self::Data>;
 
-    /// Monotonic time since some fixed moment: for statistics, and for how long writes wait for space.
+    /// Monotonic time since some fixed moment: for statistics, and for how long something may wait.
     fn now(&self) -> Duration;
+
+    /// Lets about so much time pass.
+    fn pause(&self, time: Duration) -> impl Future<Output = ()> + Send;
 }

@@ -62,4 +62,8 @@ impl Host for FileHost {
     fn now(&self) -> Duration {
         self.start.elapsed()
     }
+
+    fn pause(&self, time: Duration) -> impl Future<Output = ()> + Send {
+        self.threads.offload(move || std::thread::sleep(time))
+    }
 }

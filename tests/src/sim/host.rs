@@ -71,6 +71,11 @@ impl Host for SimHost {
         Ok(SimDisk::new(power, image))
     }
 
+    async fn pause(&self, time: Duration) {
+        self.power.pause().await;
+        self.advance(time);
+    }
+
     fn now(&self) -> Duration {
         Duration::from_micros(self.now.fetch_add(1, Ordering::Relaxed))
     }

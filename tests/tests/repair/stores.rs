@@ -134,6 +134,7 @@ impl Host for Idle {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
+    async fn pause(&self, _: Duration) {}
 }
 
 /// A small file in memory. Clones share it.
