@@ -208,7 +208,14 @@ impl<'a> Trees<'a> {
             return None;
         }
         let node = Node::load(self.source, role, block).ok()?;
-        let is_right = role != Role::Mapping || !node.is_leaf() || self.can_map(&node);
+        let is_right = match role {
+            Role::Mapping if node.is_leaf() => self.can_map(&node),
+            // A mapping leaf that was here before looks alike, but names no metadata.
+            Role::TopLevel if node.is_leaf() => {
+                (0..node.len()).all(|index| node.pointer(index) < self.len())
+            }
+            _ => true,
+        };
         is_right.then_some(node)
     }
 
