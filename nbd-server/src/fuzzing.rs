@@ -1,6 +1,6 @@
 //! What the fuzz targets see of this crate: a handshake without sockets.
 
-use crate::handshake::{Directory, Facts, Handshake, Step};
+use crate::handshake::{Directory, Facts, Handshake, Protection, Step, greeting};
 
 /// Two exports, of which one cannot be opened.
 struct Names;
@@ -45,11 +45,16 @@ pub struct Outcome {
     pub is_ready: bool,
 }
 
-/// Gives a client's bytes to a handshake, in pieces of this length.
-pub fn handshake(input: &[u8], piece_len: usize) -> Outcome {
-    let mut handshake = Handshake::new(Names);
+/// Gives a client's bytes to a handshake, in pieces of this length. One that begins TLS counts as ended there.
+pub fn handshake(input: &[u8], piece_len: usize, requires_tls: bool) -> Outcome {
+    let protection = if requires_tls {
+        Protection::TlsRequired
+    } else {
+        Protection::None
+    };
+    let mut handshake = Handshake::new(Names, protection);
     let mut outcome = Outcome {
-        said: Handshake::<Names>::greeting(),
+        said: greeting(),
         said_at_once_max: 0,
         consumed: 0,
         closed: None,
@@ -69,6 +74,7 @@ pub fn handshake(input: &[u8], piece_len: usize) -> Outcome {
             match step {
                 Step::Again => assert!(consumed > 0, "it does not go on"),
                 Step::NeedsMore => break,
+                Step::BeginTls => outcome.closed = Some("TLS begins"),
                 Step::Close(reason) => outcome.closed = Some(reason),
                 Step::Ready(_) => outcome.is_ready = true,
             }
