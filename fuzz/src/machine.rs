@@ -252,6 +252,8 @@ impl pool::Host for Host {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
+
+    async fn pause(&self, _time: Duration) {}
 }
 
 /// A machine with a pool's stores.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use nbd_server::{Config, Exports, Limits, Listen, Server};
+use nbd_server::{Config, Exports, Limits, Listen, Server, TcpClients};
 use parking_lot::Mutex;
 use pool::{Pool, ThinDevice};
 use reactor::block_on;
@@ -69,6 +69,7 @@ fn served() -> &'static Served {
         let path = scratch.path().join("socket");
         let config = Config {
             listen: Listen::Unix(path.clone()),
+            tcp_clients: TcpClients::Local,
             limits: Limits::default(),
         };
         let device = Arc::default();

@@ -72,12 +72,12 @@ pub(crate) struct Patience {
     has_ended: AtomicBool,
 }
 
-impl Patience {
-    /// Of operations on devices, which fail instead.
-    pub(crate) const NONE: Patience = Patience {
-        has_ended: AtomicBool::new(true),
-    };
+/// That of operations on devices, which fail instead.
+pub(crate) static NO_PATIENCE: Patience = Patience {
+    has_ended: AtomicBool::new(true),
+};
 
+impl Patience {
     /// Whether this has ended it.
     pub(crate) fn end(&self) -> bool {
         !self.has_ended.swap(true, Ordering::SeqCst)

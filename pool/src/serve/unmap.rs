@@ -13,7 +13,7 @@ use crate::host::{DataIo, Host};
 use crate::log::Intent;
 use crate::map::{self, Place, Zeroing};
 use crate::pool::Pool;
-use crate::queue::Patience;
+use crate::queue::{NO_PATIENCE, Patience};
 use crate::serve::check_range;
 use crate::serve::write::Payload;
 use crate::sync::yield_now;
@@ -172,8 +172,7 @@ impl<H: Host> Pool<H> {
         };
         if is_mapped {
             mark(Mark::HiddenTailZeroed);
-            self.zero_mapped(device, tail, false, &Patience::NONE)
-                .await?;
+            self.zero_mapped(device, tail, false, &NO_PATIENCE).await?;
         }
         Ok(())
     }
