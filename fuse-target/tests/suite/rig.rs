@@ -160,6 +160,10 @@ impl Host for GatedHost {
     fn now(&self) -> Duration {
         self.files.now()
     }
+
+    fn pause(&self, time: Duration) -> impl Future<Output = ()> + Send {
+        self.files.pause(time)
+    }
 }
 
 /// The files of a pool.

@@ -242,6 +242,10 @@ impl Driver {
         if expected.is_ok() && (covers_all || !op.is_control()) {
             self.model.settle(op);
         }
+        // A device that ends takes with it what could not be filled in, and which no commit has seen.
+        self.model.may_have_reclaimed |= matches!(op, Op::Remove(_) | Op::Rollback(_))
+            && expected.is_ok()
+            && self.machine.power.fault_hit();
         self.finish_reclaiming();
         self.verify_touched(op);
         self.machine.power.resume(plan);
