@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import statistics
 import struct
 import subprocess
@@ -20,6 +19,8 @@ import threading
 import time
 
 import nbd
+
+from nbd_daemon import Daemon
 
 SECTOR = 4096
 BLOCK = 65536
@@ -31,37 +32,6 @@ def content(serial, sector):
     if serial == 0:
         return bytes(SECTOR)
     return struct.pack("<QQ", serial, sector) * (SECTOR // 16)
-
-
-class Daemon:
-    """thinctl serve, on a socket of its own."""
-
-    def __init__(self, pool, scratch, number):
-        self.socket = os.path.join(scratch, f"kill.{number}.sock")
-        self.log = os.path.join(scratch, "kill.log")
-        command = [os.environ["THINCTL"], "serve", pool, "--nbd", "unix:" + self.socket]
-        began = time.monotonic()
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        for line in self.process.stdout:
-            if line.startswith("ready:"):
-                break
-        else:
-            sys.exit(f"the daemon ended: {open(self.log).read()[-2000:]}")
-        self.start_ms = (time.monotonic() - began) * 1000
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self):
-        self.process.terminate()
-        assert self.process.wait() == 0, "the daemon did not end well"
-
-    def connect(self, export):
-        handle = nbd.NBD()
-        handle.connect_uri(f"nbd+unix:///{export.replace('@', '%40')}?socket={self.socket}")
-        return handle
 
 
 class Client:
@@ -186,7 +156,8 @@ def main():
     print(f"SEED={options.seed}")
     dice = random.Random(options.seed)
     thinctl = [os.environ["THINCTL"]]
-    daemon = Daemon(options.pool, options.scratch, 0)
+    daemon = Daemon(options.pool, options.scratch, "kill", 0)
+    daemon.wait_ready()
     handle = daemon.connect("vol")
     client = Client(handle.get_size(), dice)
     snapshots = {}
@@ -212,7 +183,8 @@ def main():
         killer.start()
         client.load_until(handle, dead)
         killer.join()
-        daemon = Daemon(options.pool, options.scratch, number)
+        daemon = Daemon(options.pool, options.scratch, "kill", number)
+        daemon.wait_ready()
         starts.append(daemon.start_ms)
         handle = daemon.connect("vol")
         wrong += client.verify(handle)

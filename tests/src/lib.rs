@@ -18,5 +18,6 @@ pub mod sim;
 #[cfg(feature = "probes")]
 pub mod simulate;
 pub mod truth;
+pub mod volatile_fs;
 
 pub use prng::Prng;

@@ -117,7 +117,7 @@ impl Image {
         bytes
     }
 
-    pub(super) fn write(&mut self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, at: u64, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
@@ -135,12 +135,12 @@ impl Image {
     }
 
     /// The number of writes so far.
-    pub(super) fn writes(&self) -> u64 {
+    pub(crate) fn writes(&self) -> u64 {
         self.synced + self.unsynced.len() as u64
     }
 
     /// Makes the first `writes` writes durable.
-    pub(super) fn sync(&mut self, writes: u64) {
+    pub(crate) fn sync(&mut self, writes: u64) {
         let covered = to_usize(writes.saturating_sub(self.synced));
         for entry in self.unsynced.drain(..covered) {
             if !entry.is_lost {
@@ -151,10 +151,18 @@ impl Image {
     }
 
     /// Forgets for good some of the first `writes` writes; they stay visible.
-    pub(super) fn lose(&mut self, writes: u64, prng: &mut Prng) {
+    pub(crate) fn lose(&mut self, writes: u64, prng: &mut Prng) {
         let covered = to_usize(writes.saturating_sub(self.synced));
         for entry in &mut self.unsynced[..covered] {
             entry.is_lost |= prng.chance(50);
+        }
+    }
+
+    /// Shows what was lost as lost: it is visible no more.
+    pub(crate) fn evict(&mut self) {
+        self.current = self.durable.clone();
+        for entry in self.unsynced.iter().filter(|entry| !entry.is_lost) {
+            self.current.write(entry.at, &entry.bytes);
         }
     }
 
@@ -164,7 +172,7 @@ impl Image {
     }
 
     /// The store after a power cut.
-    pub(super) fn after_cut(&self, survivors: &mut Survivors, is_metadata: bool) -> Image {
+    pub(crate) fn after_cut(&self, survivors: &mut Survivors, is_metadata: bool) -> Image {
         let mut survivor = self.durable.clone();
         survivors.enter(self.unsynced.len(), is_metadata);
         for (index, entry) in self.unsynced.iter().enumerate() {

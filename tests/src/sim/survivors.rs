@@ -105,6 +105,11 @@ impl Survivors {
         &self.kept
     }
 
+    /// How many sectors it was asked about.
+    pub fn asked(&self) -> u64 {
+        self.sectors
+    }
+
     /// Begins with a store, or a part of one, that has so many unsynced writes.
     pub(super) fn enter(&mut self, writes: usize, is_metadata: bool) {
         self.is_metadata = is_metadata;
@@ -117,7 +122,7 @@ impl Survivors {
     }
 
     /// Whether something that is no sector, such as an entry of a directory, survives.
-    pub(super) fn flips(&mut self) -> bool {
+    pub(crate) fn flips(&mut self) -> bool {
         match &mut self.choice {
             Choice::Drawn(_, prng) => prng.chance(50),
             Choice::Writes(_) | Choice::Sectors(_) => true,
