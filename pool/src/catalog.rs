@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A line is durable before the commit it belongs to. Lines beyond the superblock's transaction id
-//! are cut off when the pool is opened: their commit never happened. A device that the catalog
+//! are cut off when the pool is opened: their commit never happened. Of such a line a power cut may have left
+//! any part: zeros stand where nothing reached the disk. A device that the catalog
 //! does not know is called `thin-<id>`, so a lost catalog loses names, not data.
 
 mod store;
@@ -110,8 +111,9 @@ pub(crate) struct Loaded {
 const COMPACT_LINES_MIN: usize = 1024;
 
 impl Catalog {
-    /// Reads the file's content up to `transaction_id`. A last line cut short was never finished;
-    /// anything else that cannot be understood is an error.
+    /// Reads the file's content up to `transaction_id`. A last line cut short was never finished, nor one
+    /// with zero bytes behind all that belongs to `transaction_id`; anything else that cannot be understood is
+    /// an error.
     pub(crate) fn decode(content: &[u8], transaction_id: u64) -> Result<Loaded, Error> {
         let mut loaded = Loaded {
             catalog: Catalog::default(),
@@ -124,6 +126,7 @@ impl Catalog {
             .map_or(0, |end| end + 1);
         loaded.has_unfinished = complete < content.len();
         let lines = content[..complete].split(|byte| *byte == b'\n');
+        let mut last = 0;
         for (index, line) in lines.filter(|line| !line.is_empty()).enumerate() {
             let damaged = |reason: String| Error::Catalog {
                 line: index + 1,
@@ -131,6 +134,11 @@ impl Catalog {
             };
             let line: Line = match serde_json::from_slice(line) {
                 Ok(line) => line,
+                Err(_) if last == transaction_id && line.contains(&0) => {
+                    mark(Mark::CatalogCut);
+                    loaded.has_unfinished = true;
+                    break;
+                }
                 Err(cause) => return Err(damaged(cause.to_string())),
             };
             if line.transaction_id > transaction_id {
@@ -143,6 +151,7 @@ impl Catalog {
                 .apply(&line.operation)
                 .map_err(|cause| damaged(cause.to_string()))?;
             loaded.lines += 1;
+            last = line.transaction_id;
         }
         Ok(loaded)
     }

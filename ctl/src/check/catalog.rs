@@ -49,6 +49,11 @@ impl CatalogView {
         for (index, line) in lines.enumerate() {
             let line: Line = match serde_json::from_slice(line) {
                 Ok(line) => line,
+                // A power cut left zeros where a line of the next transaction did not reach the disk.
+                Err(_) if view.transaction_id == transaction_id && line.contains(&0) => {
+                    view.is_ahead = true;
+                    break;
+                }
                 Err(cause) => {
                     view.broken = Some((index + 1, cause.to_string()));
                     break;
@@ -175,6 +180,16 @@ mod tests {
         assert!(!view.is_ahead && view.broken.is_none());
         assert_eq!(view.entries["b"], CatalogEntry { id: 2, size: 512 });
         assert_eq!(view.deleting, BTreeSet::from([1]));
+    }
+
+    #[test]
+    fn a_line_with_zeros_is_ahead_behind_all_others_and_nonsense_before() {
+        let mut content = STORY.as_bytes().to_vec();
+        let last = content.len() - 20;
+        content[last..last + 8].fill(0);
+        let view = CatalogView::read(&content, 6);
+        assert!(view.is_ahead && view.broken.is_none());
+        assert!(CatalogView::read(&content, 7).broken.is_some());
     }
 
     #[test]

@@ -94,6 +94,21 @@ fn a_torn_last_line_never_happened() {
     }
 }
 
+/// A power cut leaves any sectors of an append, and zeros in the place of the others.
+#[test]
+fn zeros_in_what_no_commit_covers_never_happened() {
+    let history = history();
+    let kept = encoded(&history[..2]).len();
+    for zeros in [kept..kept + 30, kept + 10..kept + 40] {
+        let mut content = encoded(&history);
+        content[zeros].fill(0);
+        let loaded = Catalog::decode(&content, 2).unwrap();
+        assert_eq!((loaded.lines, loaded.has_unfinished), (2, true));
+        let damaged = Catalog::decode(&content, 3);
+        assert!(matches!(damaged, Err(Error::Catalog { line: 3, .. })));
+    }
+}
+
 #[test]
 fn damage_in_the_middle_is_an_error_that_names_the_line() {
     let mut content = encoded(&history());
