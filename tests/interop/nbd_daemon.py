@@ -3,10 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import nbd
+
+
+class DaemonEnded(SystemExit):
+    """It did not become ready; ends a program that knows no better."""
 
 
 class Daemon:
@@ -21,13 +24,13 @@ class Daemon:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def wait_ready(self):
-        """Ends this program when the daemon does not become ready."""
+        """Raises DaemonEnded when it does not become ready."""
         for line in self.process.stdout:
             if line.startswith("ready:"):
                 break
         else:
             with open(self.log, encoding="utf-8", errors="replace") as log:
-                sys.exit(f"the daemon ended: {log.read()[-2000:]}")
+                raise DaemonEnded(f"the daemon ended: {log.read()[-1000:]}")
         self.start_ms = (time.monotonic() - self.began) * 1000
 
     def kill(self):

@@ -1,10 +1,10 @@
 """Cuts the power under a client again and again, and loses nothing that was flushed.
 
-    power.py SCRATCH --cuts N --seed S [--ignore-syncs] [--silent-cuts]
+    power.py SCRATCH --cuts N --seed S [--ignore-syncs FILE...] [--silent-cuts]
 
 The pool's directory is a file system that forgets what was not synced (`volatile-fs`). At a cut the daemon is killed,
 before or after, and the boot id changes, or the disk's sequence number, as if that had been taken out. Now and
-then the daemon is killed and nothing else: then all that was acknowledged must be there. Syncs and writes fail, and
+then the daemon is killed and nothing else: then all that was acknowledged must be there. Syncs, writes and reads fail, and
 the disk is full for a while. Run it in a mount namespace of its own. Ends with one line of JSON; status 1 if anything
 was lost.
 """
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from nbd_daemon import Daemon
+from nbd_daemon import Daemon, DaemonEnded
 from power_disk import Disk, Machine
 from power_volume import Lost, Snapshot, Volume
 
@@ -43,11 +43,12 @@ class Run:
         self.scratch = options.scratch
         self.silent_cuts = options.silent_cuts
         self.dice = random.Random(options.seed)
-        self.disk = Disk(options.scratch, options.seed, options.ignore_syncs)
+        self.disk = Disk(options.scratch, options.seed)
         self.machine = Machine(options.scratch, self.disk.mountpoint)
         self.pool = self.disk.mountpoint
         thinctl("init", self.pool, "--size", "128M", "--metadata-size", "4M")
         thinctl("create", f"{self.pool}/vol", "--size", "16M")
+        self.disk.tell({"ignore_syncs": options.ignore_syncs})
         self.stores = [open(os.path.join(self.pool, name), "rb") for name in ("metadata", "data")]
         self.volume = Volume(16 << 20, self.dice)
         self.snapshots = {}
@@ -74,7 +75,7 @@ class Run:
             return self.strike(self.ending())
         self.daemon.wait_ready()
         self.compare()
-        trouble = self.dice.choice([None] * 6 + ["sync", "write", "full"])
+        trouble = self.dice.choice([None] * 7 + ["sync", "write", "read", "full"])
         ending = self.ending()
         self.load(trouble)
         # Nobody knows whether the daemon was told of a failed sync; it must be, before it is killed on this boot.
@@ -136,7 +137,7 @@ class Run:
     def relieve(self, trouble):
         """Ends the trouble, or leaves it to the cut; whether a sync has failed."""
         left = self.disk.tell("mend").get("left")
-        if trouble in ("sync", "write"):
+        if trouble in ("sync", "write", "read"):
             self.figures[f"{trouble}s_failed"] += 1 - left
             return trouble == "sync" and left == 0
         if trouble == "full" and self.dice.random() < 0.5:
@@ -269,8 +270,8 @@ def main():
     parser.add_argument("scratch")
     parser.add_argument("--cuts", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    # Two ways to see it fail: a disk that does not sync, and cuts that nothing tells the daemon of.
-    parser.add_argument("--ignore-syncs", action="store_true")
+    # Two ways to see it fail: files that are not synced, and cuts that nothing tells the daemon of.
+    parser.add_argument("--ignore-syncs", nargs="*", default=[], metavar="FILE")
     parser.add_argument("--silent-cuts", action="store_true")
     options = parser.parse_args()
     print(f"SEED={options.seed}", flush=True)
@@ -281,7 +282,7 @@ def main():
         while run.figures["cuts"] < options.cuts:
             run.cycle()
         run.finish()
-    except Lost as loss:
+    except (Lost, DaemonEnded) as loss:
         lost = 1
         print(f"daemon {run.number}: {loss}", file=sys.stderr)
     print(json.dumps(report(run, time.monotonic() - began, lost)))

@@ -18,13 +18,12 @@ BLOCK_DEVICES = "/sys/dev/block"
 class Disk:
     """The file system `volatile-fs`, mounted at `mountpoint`."""
 
-    def __init__(self, scratch, seed, ignores_syncs):
+    def __init__(self, scratch, seed):
         self.mountpoint = os.path.join(scratch, "disk")
         os.mkdir(self.mountpoint)
         control = os.path.join(scratch, "disk.sock")
         program = os.path.join(os.path.dirname(os.environ["THINCTL"]), "volatile-fs")
         command = [program, self.mountpoint, control, "--seed", str(seed)]
-        command += ["--ignore-syncs"] if ignores_syncs else []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         if self.process.stdout.readline() != "ready\n":
             sys.exit(f"{program} did not start")

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tests::volatile_fs::{Options, serve};
+use tests::volatile_fs::serve;
 
 /// An empty file system in memory, of one directory, that loses what was not synced when it is told that
 /// the power goes.
@@ -17,18 +17,16 @@ struct Arguments {
     /// Everything random follows from it, and from the order of requests.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Answer syncs and do not do them: what a test must notice.
-    #[arg(long)]
-    ignore_syncs: bool,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let options = Options {
-        seed: arguments.seed,
-        ignores_syncs: arguments.ignore_syncs,
-    };
     let ready = || println!("ready");
-    serve(&arguments.mountpoint, &arguments.socket, &options, ready)
-        .with_context(|| format!("cannot serve {}", arguments.mountpoint.display()))
+    serve(
+        &arguments.mountpoint,
+        &arguments.socket,
+        arguments.seed,
+        ready,
+    )
+    .with_context(|| format!("cannot serve {}", arguments.mountpoint.display()))
 }

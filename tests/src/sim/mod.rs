@@ -27,7 +27,7 @@ pub use catalog::SimCatalog;
 pub use disk::{SimDisk, SimMetadata};
 pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
 pub use image::Image;
-pub(crate) use image::to_usize;
+pub(crate) use image::{SECTOR, to_usize};
 pub use log::SimLog;
 pub use power::{Fault, FaultKind, Io, Plan, Power};
 pub use survivors::{Shape, Survivors};

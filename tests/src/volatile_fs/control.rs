@@ -6,6 +6,7 @@
 //! {"full": true}                         nothing gets new space
 //! {"fail": {"operation": "sync", "file": "log", "count": 1}}
 //! "mend"                                 no more failures; says how many have not come
+//! {"ignore_syncs": ["log", "."]}         these files, "." the directory, are synced no more: nobody is told
 //! "evict"                                what failed syncs lost is read no more
 //! ```
 
@@ -25,6 +26,7 @@ enum Command {
     Full(bool),
     Fail(Fault),
     Mend,
+    IgnoreSyncs(Vec<String>),
     Evict,
 }
 
@@ -56,6 +58,7 @@ fn carry_out(command: Command, disk: &Disk) -> Value {
         Command::Full(is_full) => disk.set_full(is_full),
         Command::Fail(fault) => drop(disk.set_fault(Some(fault))),
         Command::Mend => return json!({"left": disk.set_fault(None)}),
+        Command::IgnoreSyncs(names) => disk.ignore_syncs(names),
         Command::Evict => disk.evict(),
     }
     json!({})

@@ -12,10 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::file::VolatileFile;
 use super::names::Names;
 use crate::prng::Prng;
-use crate::sim::{Shape, Survivors};
+use crate::sim::{SECTOR, Shape, Survivors, to_usize};
 
 /// The number of the directory.
 pub(super) const ROOT: u64 = 1;
+
+/// The name of the directory in commands.
+const DIRECTORY: &str = ".";
 
 /// The longest that a sync takes: writes come in meanwhile, which it does not cover.
 const SYNC_MICROS_MAX: u64 = 2000;
@@ -64,13 +67,17 @@ struct State {
     is_off: bool,
     is_full: bool,
     fault: Option<Fault>,
+    /// Files whose syncs are answered and not done, by name; [`DIRECTORY`] among them.
+    unsynced: Vec<String>,
 }
 
 /// A disk with one directory on it.
-pub(super) struct Disk {
-    state: Mutex<State>,
-    /// Whether syncs are answered and not done.
-    ignores_syncs: bool,
+pub(super) struct Disk(Mutex<State>);
+
+/// How much of a write that fails is done when it gets so far: whole sectors.
+fn up_to_a_sector(at: u64, len: usize) -> usize {
+    let end = (at + len as u64) / SECTOR * SECTOR;
+    to_usize(end.saturating_sub(at))
 }
 
 impl State {
@@ -99,6 +106,15 @@ impl State {
         is_meant
     }
 
+    /// Whether a sync of this file is answered and not done.
+    fn forgets(&self, number: u64) -> bool {
+        let is_meant = |name: &String| match name.as_str() {
+            DIRECTORY => number == ROOT,
+            name => self.names.find(OsStr::new(name)) == Some(number),
+        };
+        self.unsynced.iter().any(is_meant)
+    }
+
     /// Whether a full disk refuses to give a file this range.
     fn refuses(&mut self, number: u64, at: u64, len: u64) -> Result<bool, Errno> {
         let is_full = self.is_full;
@@ -107,36 +123,34 @@ impl State {
 }
 
 impl Disk {
-    pub(super) fn new(seed: u64, ignores_syncs: bool) -> Self {
-        Disk {
-            state: Mutex::new(State {
-                nodes: BTreeMap::new(),
-                names: Names::default(),
-                next_number: ROOT + 1,
-                prng: Prng::new(seed),
-                cuts: 0,
-                is_off: false,
-                is_full: false,
-                fault: None,
-            }),
-            ignores_syncs,
-        }
+    pub(super) fn new(seed: u64) -> Self {
+        Disk(Mutex::new(State {
+            nodes: BTreeMap::new(),
+            names: Names::default(),
+            next_number: ROOT + 1,
+            prng: Prng::new(seed),
+            cuts: 0,
+            is_off: false,
+            is_full: false,
+            fault: None,
+            unsynced: Vec::new(),
+        }))
     }
 
     /// The file with this name.
     pub(super) fn find(&self, name: &OsStr) -> Result<u64, Errno> {
-        let state = self.state.lock();
+        let state = self.0.lock();
         state.powered()?;
         state.names.find(name).ok_or(Errno::ENOENT)
     }
 
     /// Shows a file to `look`.
     pub(super) fn look<T>(&self, number: u64, look: impl FnOnce(&Node) -> T) -> Result<T, Errno> {
-        self.state.lock().node(number).map(|node| look(node))
+        self.0.lock().node(number).map(|node| look(node))
     }
 
     pub(super) fn list(&self) -> Result<Vec<(OsString, u64, FileType)>, Errno> {
-        let state = self.state.lock();
+        let state = self.0.lock();
         state.powered()?;
         let entry = |(name, number): (&OsString, u64)| {
             let kind = state.nodes.get(&number)?.kind;
@@ -146,7 +160,7 @@ impl Disk {
     }
 
     pub(super) fn create(&self, name: &OsStr, kind: FileType, mode: u16) -> Result<u64, Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         state.powered()?;
         if state.names.find(name).is_some() {
             return Err(Errno::EEXIST);
@@ -168,7 +182,7 @@ impl Disk {
     }
 
     fn rename_or_remove(&self, change: impl FnOnce(&mut Names) -> bool) -> Result<(), Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         state.powered()?;
         match change(&mut state.names) {
             true => Ok(()),
@@ -177,17 +191,17 @@ impl Disk {
     }
 
     pub(super) fn set_mode(&self, number: u64, mode: u16) -> Result<(), Errno> {
-        self.state.lock().node(number)?.mode = mode;
+        self.0.lock().node(number)?.mode = mode;
         Ok(())
     }
 
     pub(super) fn set_len(&self, number: u64, len: u64) -> Result<(), Errno> {
-        self.state.lock().node(number)?.file.set_len(len);
+        self.0.lock().node(number)?.file.set_len(len);
         Ok(())
     }
 
     pub(super) fn read(&self, number: u64, at: u64, len: u64) -> Result<Vec<u8>, Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         if state.fails(Operation::Read, number) {
             return Err(Errno::EIO);
         }
@@ -195,13 +209,13 @@ impl Disk {
     }
 
     pub(super) fn write(&self, number: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         if state.refuses(number, at, bytes.len() as u64)? {
             return Err(Errno::ENOSPC);
         }
         let is_failure = state.fails(Operation::Write, number);
         let part = match is_failure {
-            true => state.prng.index(bytes.len().max(1)),
+            true => up_to_a_sector(at, state.prng.index(bytes.len().max(1))),
             false => bytes.len(),
         };
         state.node(number)?.file.write(at, &bytes[..part]);
@@ -218,7 +232,7 @@ impl Disk {
         len: u64,
         keeps_size: bool,
     ) -> Result<(), Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         if state.refuses(number, at, len)? {
             return Err(Errno::ENOSPC);
         }
@@ -227,23 +241,23 @@ impl Disk {
     }
 
     pub(super) fn zero(&self, number: u64, at: u64, len: u64) -> Result<(), Errno> {
-        self.state.lock().node(number)?.file.zero(at, len);
+        self.0.lock().node(number)?.file.zero(at, len);
         Ok(())
     }
 
     pub(super) fn punch(&self, number: u64, at: u64, len: u64) -> Result<(), Errno> {
-        self.state.lock().node(number)?.file.punch(at, len);
+        self.0.lock().node(number)?.file.punch(at, len);
         Ok(())
     }
 
     /// Makes durable what there is of a file now, after a while.
     pub(super) fn sync(&self, number: u64) -> Result<(), Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         let covered = state.node(number)?.file.covered();
         let (cuts, takes) = (state.cuts, state.prng.below(SYNC_MICROS_MAX));
         drop(state);
         thread::sleep(Duration::from_micros(takes));
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         if state.cuts != cuts {
             return Err(Errno::EIO);
         }
@@ -252,7 +266,7 @@ impl Disk {
             state.node(number)?.file.lose(covered, &mut prng);
             return Err(Errno::EIO);
         }
-        if !self.ignores_syncs {
+        if !state.forgets(number) {
             state.node(number)?.file.sync(covered);
         }
         Ok(())
@@ -260,17 +274,17 @@ impl Disk {
 
     /// Makes durable the names that there are now, after a while.
     pub(super) fn sync_names(&self) -> Result<(), Errno> {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         state.powered()?;
         let covered = state.names.covered();
         let (cuts, takes) = (state.cuts, state.prng.below(SYNC_MICROS_MAX));
         drop(state);
         thread::sleep(Duration::from_micros(takes));
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         if state.cuts != cuts {
             return Err(Errno::EIO);
         }
-        if !self.ignores_syncs {
+        if !state.forgets(ROOT) {
             state.names.sync(covered);
         }
         Ok(())
@@ -278,7 +292,7 @@ impl Disk {
 
     /// The power goes: what survives is drawn, and nothing is answered any more.
     pub(super) fn cut(&self) -> Cut {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         let state = &mut *state;
         let shape = Shape::any(&mut state.prng);
         let mut survivors = Survivors::drawn(shape, &mut state.prng);
@@ -300,24 +314,29 @@ impl Disk {
 
     /// The power is back.
     pub(super) fn power_on(&self) {
-        self.state.lock().is_off = false;
+        self.0.lock().is_off = false;
     }
 
     /// From now on there is, or is not, space for what has none yet.
     pub(super) fn set_full(&self, is_full: bool) {
-        self.state.lock().is_full = is_full;
+        self.0.lock().is_full = is_full;
+    }
+
+    /// From now on syncs of these files are answered and not done.
+    pub(super) fn ignore_syncs(&self, names: Vec<String>) {
+        self.0.lock().unsynced = names;
     }
 
     /// Arranges failures, or none. Returns how many of those arranged before have not come.
     pub(super) fn set_fault(&self, fault: Option<Fault>) -> u64 {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         let before = std::mem::replace(&mut state.fault, fault);
         before.map_or(0, |fault| fault.count)
     }
 
     /// The page cache lets go of what failed syncs have lost.
     pub(super) fn evict(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         for node in state.nodes.values_mut() {
             node.file.evict();
         }

@@ -14,6 +14,8 @@ mod disk;
 mod file;
 mod names;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -29,25 +31,13 @@ use requests::Requests;
 /// Threads for requests: a sync that takes its time holds up no write.
 const THREADS: usize = 6;
 
-/// How the file system behaves.
-pub struct Options {
-    /// Everything random follows from it, and from the order of requests.
-    pub seed: u64,
-    /// Whether syncs are answered and not done.
-    pub ignores_syncs: bool,
-}
-
-/// Mounts an empty file system, takes commands on a socket, calls `ready` and serves until it is unmounted.
+/// Mounts an empty file system, takes commands on a socket, calls `ready` and serves until it is unmounted. From
+/// `seed`, and the order of requests, follows everything random.
 ///
 /// # Errors
 /// What keeps it from being mounted, or the socket from being made.
-pub fn serve(
-    mountpoint: &Path,
-    socket: &Path,
-    options: &Options,
-    ready: impl FnOnce(),
-) -> io::Result<()> {
-    let disk = Arc::new(Disk::new(options.seed, options.ignores_syncs));
+pub fn serve(mountpoint: &Path, socket: &Path, seed: u64, ready: impl FnOnce()) -> io::Result<()> {
+    let disk = Arc::new(Disk::new(seed));
     let listener = UnixListener::bind(socket)?;
     let mut config = Config::default();
     config.mount_options = vec![
