@@ -75,6 +75,9 @@ class Run:
             return self.strike(self.ending())
         self.daemon.wait_ready()
         self.compare()
+        if self.number % 10 == 0:
+            self.close()
+            return self.cut_when_closed()
         trouble = self.dice.choice([None] * 7 + ["sync", "write", "read", "full"])
         ending = self.ending()
         self.load(trouble)
@@ -207,6 +210,14 @@ class Run:
         self.is_strict &= not is_cut
         self.is_cut = is_cut
         self.figures[ending] += 1
+
+    def cut_when_closed(self):
+        """Closing has made everything durable."""
+        self.cut()
+        self.machine.reboot()
+        self.disk.tell("power_on")
+        self.is_cut = True
+        self.figures["cut_when_closed"] += 1
 
     def cut(self):
         left = self.disk.tell("cut")

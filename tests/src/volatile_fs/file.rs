@@ -58,6 +58,9 @@ impl VolatileFile {
 
     pub(super) fn write(&mut self, at: u64, bytes: &[u8]) {
         let len = bytes.len() as u64;
+        if len == 0 {
+            return;
+        }
         self.space.extend(pages(at, len));
         self.extend(at + len);
         self.image.write(at, bytes);
