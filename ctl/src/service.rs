@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use metadata_btree::{BlockStore, FileStore};
 use parking_lot::RwLock;
-use pool::{DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
+use pool::{DeviceInfo, DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
 use reactor::{FileHost, FileIo};
 use tokio::sync::{Mutex, Notify};
 
@@ -156,6 +156,27 @@ impl PoolService {
             space: self.space(),
             daemon_pid: None,
         }
+    }
+
+    async fn create(
+        &self,
+        name: DeviceName,
+        size: u64,
+        origin: Option<&Path>,
+    ) -> Result<DeviceInfo, CallError> {
+        let origin = origin.map(existing_origin).transpose()?;
+        let created = self
+            .pool
+            .create_volume(new_device(name), size, origin)
+            .await;
+        created.map_err(|cause| self.failed(&cause))
+    }
+
+    async fn rollback(&self, snapshot: &DeviceName) -> Result<DeviceInfo, CallError> {
+        let device = self.pool.rollback(snapshot, new_identity()).await;
+        let device = device.map_err(|cause| self.failed(&cause))?;
+        self.deleted.notify_one();
+        Ok(device)
     }
 
     async fn usage(&self) -> Result<UsageReport, pool::Error> {
@@ -390,12 +411,7 @@ pub async fn execute(
     let failed = |cause: pool::Error| service.failed(&cause);
     let reply = match call {
         Call::Create { name, size, origin } => {
-            let origin = origin.as_deref().map(existing_origin).transpose()?;
-            Reply::Device(
-                pool.create_volume(new_device(name), size, origin)
-                    .await
-                    .map_err(failed)?,
-            )
+            Reply::Device(service.create(name, size, origin.as_deref()).await?)
         }
         Call::CreateSnapshots { names } => {
             let new = names.into_iter().map(new_device).collect();
@@ -424,14 +440,7 @@ pub async fn execute(
         Call::Resize { name, size, shrink } => {
             Reply::Resized(service.resize(&name, size, shrink).await?)
         }
-        Call::Rollback { snapshot } => {
-            let device = pool
-                .rollback(&snapshot, new_identity())
-                .await
-                .map_err(failed)?;
-            service.deleted.notify_one();
-            Reply::Device(device)
-        }
+        Call::Rollback { snapshot } => Reply::Device(service.rollback(&snapshot).await?),
         Call::Freeze { name } => Reply::Device(pool.freeze(&name).await.map_err(failed)?),
         Call::Grow {
             data_size,

@@ -214,10 +214,10 @@ pub(super) mod tests {
         let mut watch = Watch::default();
         let mut look = |status| watch.look(&status, &policy);
         let lacks = changed(Mode::Write, Mode::OutOfDataSpace, "full");
-        assert_eq!(look(out_of_space(true)), [lacks.clone()]);
+        assert_eq!(look(out_of_space(true)), std::slice::from_ref(&lacks));
         assert_eq!(look(out_of_space(true)), []);
         let timeout = Happening::NoSpaceTimeout { seconds: 60 };
-        assert_eq!(look(out_of_space(false)), [timeout.clone()]);
+        assert_eq!(look(out_of_space(false)), std::slice::from_ref(&timeout));
         assert_eq!(look(out_of_space(false)), []);
         let recovered = changed(Mode::OutOfDataSpace, Mode::Write, "");
         assert_eq!(look(status()), [recovered]);
