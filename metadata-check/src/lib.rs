@@ -4,7 +4,8 @@
 //! the result with what the pool says of itself. It only reads, never panics on what it reads, never
 //! stops at the first fault, and reads each block once however often it is shared (nodes above a fault
 //! twice, to tell which devices it affects).
-//! [`dump`] writes the mappings as the XML that `thin_restore` reads.
+//! [`dump`] writes the mappings as the XML that `thin_restore` reads. [`compare`] tells whether the blocks of an
+//! earlier commit can be another's by now.
 //!
 //! Both need metadata that holds still: a pool that is not in use, or a pinned commit of a live one,
 //! given as its superblock, whose blocks are not reused meanwhile.
@@ -31,6 +32,7 @@
 mod affected;
 mod check;
 mod checker;
+mod compare;
 mod counts;
 mod devices;
 mod dump;
@@ -46,6 +48,7 @@ mod superblock;
 mod tree;
 
 pub use check::{CheckOptions, check};
+pub use compare::{Compared, ComparedDevice, compare};
 pub use dump::{DumpError, DumpOptions, dump};
 pub use finding::{BlockKind, Finding, FindingKind, Role, Severity, SpaceMap};
 pub use report::{Device, Progress, Report, Summary};
