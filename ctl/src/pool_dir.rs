@@ -4,6 +4,7 @@
 //! pool.toml         version, uuid, where the stores are, options; written last, so it makes the pool
 //! catalog           names, sizes, lineage
 //! log               the intent log, from the first write until the pool is closed
+//! superblocks       those of the last commits
 //! metadata          dm-thin metadata, unless it is elsewhere
 //! data              data blocks, unless they are elsewhere
 //! attachments.toml  what every daemon attaches, if there is anything
@@ -27,7 +28,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pool::FileCatalog;
+use pool::{FileCatalog, FileHistory};
 use reactor::FileLog;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,9 @@ use crate::space::SpacePolicy;
 
 /// The file that makes a directory a pool.
 pub const CONFIG_FILE: &str = "pool.toml";
+
+/// The superblocks of the last commits.
+const HISTORY_FILE: &str = "superblocks";
 
 /// The socket of the daemon that serves the pool.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -178,6 +182,11 @@ impl PoolDir {
         let path = self.path.join("log");
         FileLog::new(&path, &[&stores[0], &stores[1]])
             .map_err(|cause| CallError::io(path.display(), &cause))
+    }
+
+    /// The superblocks of the last commits.
+    pub fn history(&self) -> FileHistory {
+        FileHistory::new(self.path.join(HISTORY_FILE))
     }
 
     /// The last component of the path, which names the pool in exports and metrics.

@@ -23,6 +23,24 @@ use crate::space::SpacePolicy;
 /// The pool as this program runs it.
 pub type FilePool = Pool<FileHost>;
 
+/// Says where the superblock came from, if block 0 was damaged.
+fn warn_of_lost_superblock(dir: &PoolDir, pool: &FilePool) {
+    let place = dir.metadata_path();
+    let place = place.display();
+    match pool.superblock_known_by() {
+        None => {}
+        Some(_) if !pool.is_read_only() => tracing::warn!(
+            "{place}: the superblock was damaged; it was written anew as the intent log has it, and nothing is \
+             lost: check the disk below"
+        ),
+        Some(_) => tracing::warn!(
+            "{place}: the superblock is damaged; the pool can be read as of the newest commit in its history (see \
+             'thinctl rewind {}'): check the disk below",
+            dir.path.display()
+        ),
+    }
+}
+
 /// Is told how far long work has come. Called from any thread.
 pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
@@ -88,6 +106,7 @@ impl PoolService {
             data,
             catalog: Box::new(dir.catalog()),
             log: Box::new(dir.log()?),
+            history: Box::new(dir.history()),
         };
         let options = OpenOptions {
             read_only: access == Access::Read,
@@ -96,6 +115,7 @@ impl PoolService {
         };
         let pool = Pool::open(Arc::new(host), stores, options)
             .map_err(|cause| CallError::pool(&dir.path, &cause))?;
+        warn_of_lost_superblock(&dir, &pool);
         if pool.replayed_records() > 0 {
             tracing::warn!(
                 "{}: was not closed; {} changes were replayed from its intent log",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use metadata_btree::{BLOCK_SIZE, Block, BlockNr, BlockStore};
 use metadata_check::BlockSource;
 use parking_lot::{Mutex, RwLock};
-use pool::{CatalogStore, DataIo, Error, LogStore, OpenOptions, Pool, Stores};
+use pool::{CatalogStore, DataIo, Error, HistoryStore, LogStore, OpenOptions, Pool, Stores};
 
 /// The bytes of a block.
 pub type Bytes = [u8; BLOCK_SIZE];
@@ -227,6 +227,27 @@ impl LogStore for Log {
     }
 }
 
+/// Keeps nothing.
+struct NoHistory;
+
+impl HistoryStore for NoHistory {
+    fn load(&self) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn time(&self) -> u64 {
+        0
+    }
+}
+
 /// What a pool's stores hold, its data apart.
 #[derive(Clone, Default)]
 pub struct Contents {
@@ -291,6 +312,7 @@ impl Machine {
             data: self.data.clone(),
             catalog: Box::new(self.catalog.clone()),
             log: Box::new(self.log.clone()),
+            history: Box::new(NoHistory),
         };
         Pool::open(Arc::new(Host), stores, OpenOptions::default())
     }

@@ -11,7 +11,7 @@
 //! - `log.rs` records changes for a daemon that is killed, `replay.rs` does them again;
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
 //! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
-//!   pool larger; `catalog.rs` knows the names;
+//!   pool larger; `catalog.rs` knows the names, `history.rs` the superblocks of the last commits;
 //! - `open.rs` formats, opens and adopts; `restore.rs` makes metadata of what a dump says.
 //!
 //! The crate uses no runtime, no threads, no clock and no randomness; all that is handed in through
@@ -30,6 +30,7 @@ mod epoch;
 mod error;
 mod flush;
 mod grow;
+mod history;
 mod host;
 mod info;
 mod log;
@@ -57,9 +58,13 @@ pub use catalog::{CatalogStore, FileCatalog};
 pub use control::{Identity, NewDevice};
 pub use device::{Extent, ExtentState, ThinDevice};
 pub use error::{Error, ErrorKind};
+pub use history::{
+    FileHistory, HistoryStore, KeptSuperblock, KnownBy, kept_superblocks, known_superblocks,
+    without_log,
+};
 pub use host::{DataIo, Host};
 pub use info::{DeviceInfo, DeviceKind, DeviceUsage, Mode, Status};
-pub use log::{LogStore, hand_over_log, logged_superblocks};
+pub use log::{LogStore, hand_over_log};
 pub use map::Zeroing;
 pub use name::DeviceName;
 pub use open::{AdoptedVolume, OpenOptions, Stores};

@@ -59,7 +59,8 @@ use metadata_btree::Block;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use probe::{Mark, Sabotage, is_sabotaged, mark};
 
-pub use hand_over::{hand_over_log, logged_superblocks};
+pub use hand_over::hand_over_log;
+pub(crate) use hand_over::logged_superblocks;
 pub(crate) use load::{Loaded, load};
 pub(crate) use record::{Durable, Intent, Record, WHOLE};
 pub use store::LogStore;

@@ -64,6 +64,14 @@ impl Metadata {
     /// Opens the last commit.
     pub(crate) fn open(store: Arc<dyn BlockStore>) -> Result<Self, Error> {
         let superblock = read_superblock(&*store)?;
+        Self::open_at(store, superblock)
+    }
+
+    /// Opens the commit of a superblock.
+    pub(crate) fn open_at(
+        store: Arc<dyn BlockStore>,
+        superblock: Superblock,
+    ) -> Result<Self, Error> {
         let expected = superblock.space_maps.metadata.nr_blocks;
         let found = store.block_count().map_err(|source| Error::Io {
             what: "reading the size of the metadata store".into(),

@@ -19,6 +19,7 @@ use crate::device::{Device, Origin};
 use crate::epoch::Epochs;
 use crate::error::Error;
 use crate::flush::Flushes;
+use crate::history::{History, HistoryStore, KnownBy, find_superblock};
 use crate::host::{DataIo, Host};
 use crate::log::{self, IntentLog, LogStore, Record, log_error};
 use crate::metadata::{Committed, Metadata};
@@ -44,6 +45,8 @@ pub struct Stores<H: Host> {
     pub catalog: Box<dyn CatalogStore>,
     /// The intent log.
     pub log: Box<dyn LogStore>,
+    /// The superblocks of the last commits.
+    pub history: Box<dyn HistoryStore>,
 }
 
 /// How to open a pool.
@@ -175,10 +178,11 @@ impl<H: Host> Pool<H> {
         stores: Stores<H>,
         options: OpenOptions,
     ) -> Result<Arc<Pool<H>>, Error> {
-        let mut metadata = Metadata::open(Arc::clone(&stores.metadata))?;
-        let superblock = metadata.superblock().clone();
+        let (superblock, known_by) =
+            find_superblock(&*stores.metadata, &*stores.log, &*stores.history)?;
+        let mut metadata = Metadata::open_at(Arc::clone(&stores.metadata), superblock.clone())?;
         check_data_size(&superblock, &stores.data)?;
-        let read_only = read_only_reason(&superblock, options.read_only);
+        let read_only = read_only_reason(&superblock, known_by, options.read_only);
         let may_write = read_only.is_none();
         let left = load_log(&stores, &superblock, may_write)?;
         let committed = metadata.committed();
@@ -196,11 +200,14 @@ impl<H: Host> Pool<H> {
             left.records.len() as u64,
             superblock.has_log,
         ));
+        let mut history = History::new(stores.history);
+        history.go_on_from(&superblock, left.is_there, may_write);
         let mut writer = Writer::new(
             metadata,
             loaded,
             stores.catalog,
             Arc::clone(&log),
+            history,
             devices.into_keys().collect(),
         );
         if may_write {
@@ -236,15 +243,21 @@ impl<H: Host> Pool<H> {
             health: Health::new(read_only),
             log,
             replayed: Replayed::new(&left),
+            superblock_known_by: known_by,
             host,
         };
-        let pool = Arc::new(pool);
+        pool.taken_up(&superblock, &left.records)
+    }
+
+    /// The pool, after what the log holds was done again.
+    fn taken_up(self, superblock: &Superblock, replayed: &[Record]) -> Result<Arc<Self>, Error> {
+        let pool = Arc::new(self);
         match pool.writer.try_acquire() {
             Some(mut writer) => pool.note_metadata_space(&mut writer),
             None => unreachable!("nobody else has the pool yet"),
         }
-        pool.replay(&left.records)?;
-        pool.take_log_over(&superblock, &left.records)?;
+        pool.replay(replayed)?;
+        pool.take_log_over(superblock, replayed)?;
         Ok(pool)
     }
 
@@ -328,7 +341,18 @@ fn check_data_size(superblock: &Superblock, data: &impl DataIo) -> Result<(), Er
     Ok(())
 }
 
-fn read_only_reason(superblock: &Superblock, asked: bool) -> Option<String> {
+fn read_only_reason(
+    superblock: &Superblock,
+    known_by: Option<KnownBy>,
+    asked: bool,
+) -> Option<String> {
+    // A superblock that says that there is a log has kept the kernel out since it was logged.
+    let is_certain = known_by == Some(KnownBy::Log) && superblock.has_log;
+    if known_by.is_some() && !is_certain {
+        let advice = "the superblock is damaged: this is the newest commit in the history, which 'rewind' or \
+                      'repair' make the last one";
+        return Some(advice.into());
+    }
     if superblock.needs_check() {
         let advice = "needs_check is set in the superblock: check and repair the metadata first";
         return Some(advice.into());

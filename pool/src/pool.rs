@@ -14,6 +14,7 @@ use crate::device::{Device, ThinDevice};
 use crate::epoch::Epochs;
 use crate::error::Error;
 use crate::flush::Flushes;
+use crate::history::KnownBy;
 use crate::host::Host;
 use crate::info::{DeviceInfo, DeviceKind, Mode, Status};
 use crate::log::IntentLog;
@@ -66,6 +67,8 @@ pub struct Pool<H: Host> {
     pub(crate) log: Arc<IntentLog>,
     /// What was replayed from the log of a daemon that has not closed the pool.
     pub(crate) replayed: Replayed,
+    /// Who knew the superblock at the opening, if block 0 was damaged.
+    pub(crate) superblock_known_by: Option<KnownBy>,
 }
 
 /// The devices, by name.
@@ -138,7 +141,8 @@ impl<H: Host> Pool<H> {
         self.queue.look_again();
     }
 
-    pub(crate) fn is_read_only(&self) -> bool {
+    /// Whether nothing may change: [`Pool::status`] says why.
+    pub fn is_read_only(&self) -> bool {
         self.health.level.load(Ordering::Acquire) != HEALTHY
     }
 
@@ -258,6 +262,11 @@ impl<H: Host> Pool<H> {
     /// reboot, with a disk that has come back, after a failed sync.
     pub fn has_cut_log(&self) -> bool {
         self.replayed.is_cut
+    }
+
+    /// Who knew the superblock at the opening; nobody had to, unless it was damaged.
+    pub fn superblock_known_by(&self) -> Option<KnownBy> {
+        self.superblock_known_by
     }
 
     /// All volumes and snapshots, by name.

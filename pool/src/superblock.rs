@@ -150,6 +150,17 @@ impl Superblock {
         block
     }
 
+    /// Whether an encoded superblock says that there is a log.
+    pub(crate) fn says_log(block: &[u8; metadata_btree::BLOCK_SIZE]) -> bool {
+        block[360..364] == INCOMPAT_LOG.to_le_bytes()
+    }
+
+    /// Has an encoded superblock say that there is no log.
+    pub(crate) fn clear_log(block: &mut Block) {
+        let flags = get_u32(block, 360) & !INCOMPAT_LOG;
+        put_u32(block, 360, flags);
+    }
+
     /// The block that holds it.
     pub(crate) fn block(&self) -> Block {
         self.encode(&self.space_maps)

@@ -7,6 +7,7 @@ use probe::{Mark, mark};
 
 use crate::catalog::{Catalog, CatalogStore, Loaded, Operation, thin_id};
 use crate::error::Error;
+use crate::history::History;
 use crate::log::{Durable, IntentLog, log_error};
 use crate::metadata::{Change, Metadata};
 use crate::units::{DataBlock, ThinId};
@@ -58,6 +59,7 @@ pub(crate) struct Writer {
     pub(crate) catalog: Catalog,
     file: Box<dyn CatalogStore>,
     log: Arc<IntentLog>,
+    pub(crate) history: History,
     lines: usize,
     /// Whether the file's end is not what `lines` says, so that nothing may be appended.
     file_is_suspect: bool,
@@ -80,6 +82,7 @@ impl Writer {
         loaded: Loaded,
         file: Box<dyn CatalogStore>,
         log: Arc<IntentLog>,
+        history: History,
         ids: BTreeSet<ThinId>,
     ) -> Self {
         Writer {
@@ -87,6 +90,7 @@ impl Writer {
             catalog: loaded.catalog,
             file,
             log,
+            history,
             lines: loaded.lines,
             file_is_suspect: loaded.has_unfinished,
             ids,
@@ -142,6 +146,7 @@ impl Writer {
         }
         self.metadata
             .commit(|superblock| self.log.prepare(superblock, durable))?;
+        self.history.keep(&self.metadata.superblock().block());
         self.log.note_announced(self.metadata.superblock().has_log);
         let freed = self.metadata.transaction().take_freed();
         if self.catalog.wants_compaction(self.lines) {

@@ -112,7 +112,8 @@ verify "$POOL" "$SCRATCH/moved"
 grep -q "$SCRATCH/moved" "$POOL/pool.toml" || fail "pool.toml does not name it"
 same "$(thinctl read "$POOL/c" | sha)" "$c" "c, with its metadata elsewhere"
 
-# The log of a pool that was not closed has a copy of the superblock. Without any, nothing is guessed.
+# The log of a pool that was not closed has a copy of the superblock, and so has the history. Without any, nothing is
+# guessed.
 lose_superblock() {
     head -c 4096 /dev/zero | dd of="$SCRATCH/moved" conv=notrunc status=none
 }
@@ -126,4 +127,7 @@ thinctl create "$POOL/new" --size 1M
 verify "$POOL" "$SCRATCH/moved"
 same "$(thinctl read "$POOL/c" | sha)" "$c" "c, after the superblock was lost"
 lose_superblock
+thinctl repair "$POOL" --to "$SCRATCH/found" >/dev/null
+thin_dump "$SCRATCH/found" | cmp - "$SCRATCH/theirs.xml" || fail "by the history, it differs"
+rm "$POOL/superblocks"
 expect 8 "superblock" thinctl repair "$POOL" --to "$SCRATCH/new"

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use metadata_btree::FileStore;
 use metadata_check::{BlockSource, Start};
 use metadata_restore::{Hints, MetadataSize, Options, Repaired, RepairedDevice};
-use pool::{BlockSize, LogStore, hand_over_log, logged_superblocks};
+use pool::{BlockSize, LogStore, hand_over_log, known_superblocks};
 use reactor::FileLog;
 use serde::Serialize;
 
@@ -95,10 +95,7 @@ pub(super) fn repair(context: &Context, args: &RepairArgs) -> Result<u8, CallErr
     let damaged = Damaged::open(args)?;
     let to = damaged.target(args)?;
     let log = damaged.log()?;
-    let copies = match &log {
-        Some(log) => logged_superblocks(log).unwrap_or_default(),
-        None => Vec::new(),
-    };
+    let copies = damaged.known_superblocks(log.as_ref());
     let (names, transaction_id) = match &damaged.dir {
         Some(dir) => names_in_catalog(dir),
         None => Default::default(),
@@ -190,6 +187,18 @@ impl Damaged {
 
     fn log(&self) -> Result<Option<FileLog>, CallError> {
         self.dir.as_ref().map(PoolDir::log).transpose()
+    }
+
+    /// Superblocks that may have been the last, for when block 0 is damaged.
+    fn known_superblocks(&self, log: Option<&FileLog>) -> Vec<[u8; 4096]> {
+        let (Some(dir), Some(log)) = (&self.dir, log) else {
+            return Vec::new();
+        };
+        let known = known_superblocks(log, &dir.history()).unwrap_or_default();
+        known
+            .into_iter()
+            .map(|(superblock, _)| superblock)
+            .collect()
     }
 
     /// The superblock that the trees were found by, if it is known whole.

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{PoolConfig, PoolDir, write_config};
+use super::{HISTORY_FILE, PoolConfig, PoolDir, write_config};
 use crate::protocol::{CallError, CallErrorKind};
 
 /// How many old stores are kept.
@@ -30,6 +30,7 @@ impl PoolDir {
     /// What stopped it; the pool is as it was then.
     pub fn replace_metadata(&self, new: &Path) -> Result<PathBuf, CallError> {
         let old = self.metadata_file()?;
+        self.forget_history()?;
         let kept = keep(&old)?;
         let renamed = fs::rename(new, &old).and_then(|()| sync_parent(&old));
         renamed.map_err(|cause| CallError::io(old.display(), &cause))?;
@@ -43,12 +44,24 @@ impl PoolDir {
     pub fn use_metadata(&self, new: &Path) -> Result<(), CallError> {
         let failed = |cause: &io::Error| CallError::io(new.display(), cause);
         let metadata = new.canonicalize().map_err(|cause| failed(&cause))?;
+        self.forget_history()?;
         let config = PoolConfig {
             metadata,
             ..self.config.clone()
         };
         write_config(&self.path, &config)
             .map_err(|cause| CallError::io(self.path.display(), &cause))
+    }
+
+    /// Forgets superblocks that do not belong to the metadata to come.
+    fn forget_history(&self) -> Result<(), CallError> {
+        let path = self.path.join(HISTORY_FILE);
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(CallError::io(path.display(), &cause))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn metadata_file(&self) -> Result<PathBuf, CallError> {

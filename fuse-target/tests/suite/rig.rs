@@ -211,6 +211,7 @@ impl PoolFiles {
             },
             catalog: Box::new(FileCatalog::new(self.0.join("catalog"))),
             log: Box::new(FileLog::new(self.0.join("log"), &[]).unwrap()),
+            history: Box::new(pool::FileHistory::new(self.0.join("superblocks"))),
         };
         let host = Arc::new(GatedHost {
             files,

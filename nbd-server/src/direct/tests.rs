@@ -32,6 +32,7 @@ fn volume() -> (tempfile::TempDir, Arc<Pool<FileHost>>, ThinDevice<FileHost>) {
         data: host.open_data(&data, false).unwrap(),
         catalog: Box::new(FileCatalog::new(folder.path().join("catalog"))),
         log: Box::new(FileLog::new(folder.path().join("log"), &[]).unwrap()),
+        history: Box::new(pool::FileHistory::new(folder.path().join("superblocks"))),
     };
     let pool = Pool::open(host, stores, OpenOptions::default()).unwrap();
     let name: pool::DeviceName = "vol".parse().unwrap();

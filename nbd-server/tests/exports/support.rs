@@ -93,6 +93,7 @@ pub fn serve(data_bytes: u64, volume_bytes: u64, limits: Limits) -> Served {
         data: host.open_data(&data, false).unwrap(),
         catalog: Box::new(FileCatalog::new(folder.path().join("catalog"))),
         log: Box::new(FileLog::new(folder.path().join("log"), &[]).unwrap()),
+        history: Box::new(pool::FileHistory::new(folder.path().join("superblocks"))),
     };
     let pool = Pool::open(host, stores, OpenOptions::default()).unwrap();
     block_on(pool.create_volume(new_device("vol"), volume_bytes, None)).unwrap();

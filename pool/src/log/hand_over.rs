@@ -17,7 +17,7 @@ use crate::superblock::{LOCATION, Superblock};
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn logged_superblocks(log: &dyn LogStore) -> Result<Vec<[u8; 4096]>, Error> {
+pub(crate) fn logged_superblocks(log: &dyn LogStore) -> Result<Vec<[u8; 4096]>, Error> {
     let content = log.load().map_err(log_error)?.unwrap_or_default();
     let entries = [0, 1].map(|page| Entry::decode(&content, page));
     let mut entries: Vec<Entry> = entries.into_iter().flatten().collect();

@@ -65,6 +65,8 @@ pub struct Tally {
     pub kills: u64,
     /// Of both, those whose recovery was interrupted.
     pub doubles: u64,
+    /// Crashes after which the superblock was damaged.
+    pub lost_superblocks: u64,
     /// I/O that was made to fail.
     pub faults: BTreeMap<Io, u64>,
     /// Openings after closing.
@@ -89,6 +91,7 @@ impl Tally {
         self.cuts += other.cuts;
         self.kills += other.kills;
         self.doubles += other.doubles;
+        self.lost_superblocks += other.lost_superblocks;
         for (io, count) in &other.faults {
             *self.faults.entry(*io).or_default() += count;
         }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use pool::DeviceName;
+use pool::{DeviceName, INCOMPAT_LOG};
 
 use super::crash::{Crash, End};
 use super::{Driver, Tally};
 use crate::executor::block_on;
 use crate::image::{self, Dumped, dumped};
 use crate::model::{BLOCK, Mapping, Model, UNIT, Unit};
-use crate::sim::{Survivors, to_usize};
+use crate::sim::{Image, Survivors, to_usize};
 
 impl Driver {
     /// Opens the pool. After a clean close everything must be exactly as it was; after a power cut
@@ -70,12 +70,23 @@ impl Driver {
             self.end(end);
         }
         self.tally.doubles += u64::from(crash.ends.len() > 1);
+        self.lose_superblock();
         if crash.ends.iter().all(|end| end.is_kill) {
             self.tally.kills += 1;
             self.open_after_kill();
         } else {
             self.tally.cuts += 1;
             self.open_again(false);
+        }
+    }
+
+    /// Damages the superblock after every fourth crash, if it says that there is a log: that tells what it was.
+    fn lose_superblock(&mut self) {
+        let is_turn = (self.tally.kills + self.tally.cuts) % 4 == 3;
+        if is_turn && has_log(&self.machine.metadata.image()) {
+            self.history.push("the superblock is lost".to_owned());
+            self.machine.metadata.lose_superblock();
+            self.tally.lost_superblocks += 1;
         }
     }
 
@@ -262,6 +273,12 @@ impl Driver {
             .collect();
         Ok(())
     }
+}
+
+fn has_log(metadata: &Image) -> bool {
+    let mut superblock = [0; 512];
+    metadata.read(0, &mut superblock);
+    superblock[360..364] == INCOMPAT_LOG.to_le_bytes()
 }
 
 fn allowed(model: &Model, contents: &BTreeMap<DeviceName, Vec<u8>>) -> Result<(), String> {

@@ -169,6 +169,21 @@ impl SimMetadata {
         self.image.lock().clone()
     }
 
+    /// Damages a block, in its first sector.
+    pub fn damage(&self, nr: u64) {
+        let mut image = self.image.lock();
+        let mut sector = vec![0; to_usize(SECTOR)];
+        image.read(nr * 4096, &mut sector);
+        let damaged = sector.iter_mut().skip(100).step_by(7);
+        damaged.for_each(|byte| *byte ^= 0x5a);
+        image.write(nr * 4096, &sector);
+    }
+
+    /// Damages the superblock.
+    pub fn lose_superblock(&self) {
+        self.damage(0);
+    }
+
     /// How many blocks have been written so far, the same block perhaps more than once.
     pub fn writes(&self) -> u64 {
         self.image.lock().writes()

@@ -1,4 +1,4 @@
-//! A machine made of memory: three stores on one power supply.
+//! A machine made of memory: stores on one power supply.
 //!
 //! What the stores promise is only what the traits they implement promise. A write is volatile
 //! until a sync that was *submitted* after the write had completed; a power cut keeps or drops each
@@ -17,6 +17,7 @@
 
 mod catalog;
 mod disk;
+mod history;
 mod host;
 mod image;
 mod log;
@@ -25,6 +26,7 @@ mod survivors;
 
 pub use catalog::SimCatalog;
 pub use disk::{SimDisk, SimMetadata};
+pub use history::SimHistory;
 pub use host::{ORIGIN_BYTES, ORIGIN_PATH, SimHost, origin_word};
 pub use image::Image;
 pub(crate) use image::{SECTOR, to_usize};
@@ -61,6 +63,8 @@ pub struct Machine {
     pub catalog: SimCatalog,
     /// The intent log's file.
     pub log: SimLog,
+    /// The history's file.
+    pub history: SimHistory,
 }
 
 impl Machine {
@@ -74,7 +78,8 @@ impl Machine {
         let data = Image::new(geometry.data_blocks * block, 0xa5);
         let metadata = Image::new(geometry.metadata_blocks * 4096, 0);
         let log = SimLog::new(Arc::clone(&power), 0, LogFile::default());
-        let machine = Self::on(power, data, metadata, Vec::new(), log);
+        let history = SimHistory::empty();
+        let machine = Self::on(power, data, metadata, Vec::new(), log, history);
         let formatted = Pool::<SimHost>::format(
             Arc::clone(&machine.metadata) as _,
             BlockSize::DEFAULT,
@@ -85,11 +90,19 @@ impl Machine {
         machine
     }
 
-    fn on(power: Arc<Power>, data: Image, metadata: Image, catalog: Vec<u8>, log: SimLog) -> Self {
+    fn on(
+        power: Arc<Power>,
+        data: Image,
+        metadata: Image,
+        catalog: Vec<u8>,
+        log: SimLog,
+        history: Image,
+    ) -> Self {
         Machine {
             data: SimDisk::new(Arc::clone(&power), data),
             metadata: Arc::new(SimMetadata::new(Arc::clone(&power), metadata)),
             catalog: SimCatalog::new(Arc::clone(&power), catalog),
+            history: SimHistory::new(Arc::clone(&power), history),
             log,
             power,
         }
@@ -120,6 +133,7 @@ impl Machine {
             data: self.data.clone(),
             catalog: Box::new(self.catalog.clone()),
             log: Box::new(self.log.clone()),
+            history: Box::new(self.history.clone()),
         };
         let host = Arc::new(SimHost::new(Arc::clone(&self.power)));
         Pool::open(host, stores, options)
@@ -139,7 +153,9 @@ impl Machine {
         let metadata = self.metadata.image().after_cut(survivors, true);
         let log = self.log.file().after_cut(survivors);
         let log = SimLog::new(Arc::clone(&power), self.log.boot() + 1, log);
-        Machine::on(power, data, metadata, self.catalog.content(), log)
+        let history = self.history.image().after_cut(survivors, false);
+        let catalog = self.catalog.content();
+        Machine::on(power, data, metadata, catalog, log, history)
     }
 
     /// How many writes a power cut now may lose.
@@ -165,6 +181,7 @@ impl Machine {
             self.metadata.image(),
             self.catalog.content(),
             log,
+            self.history.image(),
         )
     }
 }

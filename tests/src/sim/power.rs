@@ -37,10 +37,14 @@ pub enum Io {
     LogWrite,
     /// Syncing the intent log.
     LogSync,
+    /// Writing the history of superblocks.
+    HistoryWrite,
+    /// Syncing the history of superblocks.
+    HistorySync,
 }
 
 impl Io {
-    /// Those that fail now and then.
+    /// Those that fail now and then, and somebody hears of it.
     pub const FAULTY: [Io; 10] = [
         Io::DataRead,
         Io::DataWrite,

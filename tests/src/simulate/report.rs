@@ -87,6 +87,7 @@ impl Report {
             "crashes_per_processor_second": self.rate(),
             "operations": tally.operations,
             "crashes": { "cut": tally.cuts, "kill": tally.kills, "double": tally.doubles },
+            "lost_superblocks": tally.lost_superblocks,
             "faults": tally.faults,
             "sectors_compared": tally.bytes_compared / UNIT as u64,
             "checks": tally.checks,

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use metadata_btree::FileStore;
 use metadata_check::{BlockSource, CheckOptions, DumpOptions, check, dump};
 use metadata_restore::Repaired;
-use pool::{Pool, hand_over_log, logged_superblocks};
+use pool::{KnownBy, Pool, hand_over_log, known_superblocks};
 use tests::executor::block_on;
 use tests::setup::name;
 
-use crate::stores::{History, Idle, Image};
+use crate::stores::{History, Idle, Image, Memory};
 use crate::subject::{BLOCK, SMALL, Subject, write};
 use crate::sweep;
 use crate::truth::{Role, Truth, at};
@@ -126,10 +126,9 @@ fn the_log_goes_over_to_the_repaired_pool() {
     damaged.0[at(lost.unwrap())].fill(7);
     repaired(&damaged, &path);
 
-    assert_eq!(
-        logged_superblocks(&subject.log).unwrap()[0][8..512],
-        intact.0[0][8..512]
-    );
+    let known = known_superblocks(&subject.log, &Memory::default()).unwrap();
+    assert_eq!(known[0].0[8..512], intact.0[0][8..512]);
+    assert_eq!(known[0].1, KnownBy::Log);
     let store = || FileStore::new(File::options().read(true).write(true).open(&path).unwrap());
     // Another transaction id.
     let mut foreign = intact.0[0];

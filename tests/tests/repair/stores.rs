@@ -9,7 +9,7 @@ use std::time::Duration;
 use metadata_btree::{Block, BlockNr, BlockStore};
 use metadata_check::BlockSource;
 use parking_lot::Mutex;
-use pool::{CatalogStore, DataIo, Host, LogStore};
+use pool::{CatalogStore, DataIo, HistoryStore, Host, LogStore};
 
 /// A metadata image.
 #[derive(Clone)]
@@ -191,5 +191,25 @@ impl LogStore for Memory {
     }
     fn incarnation(&self) -> String {
         "always".to_owned()
+    }
+}
+
+impl HistoryStore for Memory {
+    fn load(&self) -> io::Result<Vec<u8>> {
+        Ok(self.0.lock().clone().unwrap_or_default())
+    }
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let mut content = self.0.lock();
+        let content = content.get_or_insert_default();
+        content.resize(content.len().max(at + bytes.len()), 0);
+        content[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn time(&self) -> u64 {
+        0
     }
 }

@@ -69,6 +69,8 @@ impl Subject {
             data: NoData(self.size.data_blocks * BLOCK),
             catalog: Box::new(self.catalog.clone()),
             log: Box::new(self.log.clone()),
+            // Repair is to do without.
+            history: Box::new(Memory::default()),
         };
         Pool::open(Arc::new(Idle), stores, OpenOptions::default())
     }

@@ -61,6 +61,7 @@ fn rig(data_size: u64) -> Rig {
         data: host.open_data(&path("data"), false).unwrap(),
         catalog: Box::new(FileCatalog::new(path("catalog"))),
         log: Box::new(FileLog::new(path("log"), &[]).unwrap()),
+        history: Box::new(pool::FileHistory::new(path("superblocks"))),
     };
     let pool = Pool::open(host, stores, pool::OpenOptions::default()).unwrap();
     block_on(pool.create_volume(new_device("vol"), SIZE, None)).unwrap();
