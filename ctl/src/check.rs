@@ -33,7 +33,7 @@ const ATTEMPTS_MAX: u32 = 20;
 const TRANSACTION_ID_AT: usize = 48;
 
 /// Where the superblock has its incompat flags.
-const INCOMPAT_FLAGS_AT: usize = 360;
+pub const INCOMPAT_FLAGS_AT: usize = 360;
 
 const SECTOR: u64 = 512;
 
@@ -187,6 +187,15 @@ pub fn names_in_catalog(dir: &PoolDir) -> (BTreeMap<u32, String>, u64) {
     )
 }
 
+/// What the catalog called devices when the pool had this transaction id, as far as it goes back.
+pub fn names_at(dir: &PoolDir, transaction_id: u64) -> BTreeMap<u32, String> {
+    let content = dir.catalog().load().unwrap_or_default();
+    let named = CatalogView::read(&content, transaction_id)
+        .entries
+        .into_iter();
+    named.map(|(name, entry)| (entry.id, name)).collect()
+}
+
 /// Checks metadata and catalog; none when the catalog is already ahead of the superblock.
 fn check_source(
     dir: &PoolDir,
@@ -231,7 +240,8 @@ fn check_source(
     Ok(Some(combined(report, findings)))
 }
 
-fn transaction_id_of(superblock: &[u8; 4096]) -> u64 {
+/// The transaction id in a superblock.
+pub fn transaction_id_of(superblock: &[u8; 4096]) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&superblock[TRANSACTION_ID_AT..TRANSACTION_ID_AT + 8]);
     u64::from_le_bytes(bytes)

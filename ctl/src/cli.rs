@@ -204,6 +204,21 @@ pub enum Command {
     ///
     /// Nobody may use the pool meanwhile. `thinctl check` says first whether there is anything to repair.
     Repair(RepairArgs),
+    /// Show earlier commits of a pool that are still whole, or go back to one
+    ///
+    /// The superblocks of the last 16 commits are kept beside the pool. A commit is whole if all of its metadata is
+    /// there, and each data block that it maps has been in use without a break, so that nobody else can have been
+    /// given it. Where that is not certain, the volumes and ranges of blocks concerned are listed. Metadata is used again
+    /// from the second next commit on, so that a commit is seldom whole for long; for longer there are snapshots.
+    ///
+    /// Going back undoes what changed names and mappings: a removal whose blocks were not given back yet, a rename,
+    /// a rollback, a freeze. It does not undo writing: blocks that only one volume has are overwritten in place, and
+    /// show what was written last. A snapshot never changes, so it shows what it showed.
+    ///
+    /// A superblock that is damaged is written anew by going back to the newest commit.
+    ///
+    /// Nobody may use the pool meanwhile, and it must have been closed. There is no way back to what the pool is now.
+    Rewind(RewindArgs),
     /// Write the contents of a volume or snapshot to standard output
     Read {
         /// The volume or snapshot
@@ -311,6 +326,20 @@ pub struct RepairArgs {
     /// Size of a data block, for metadata without any superblock; a wrong one gives wrong data
     #[arg(long, value_parser = parse_positive_size)]
     pub block_size: Option<u64>,
+}
+
+/// What goes back to an earlier commit.
+#[derive(Args, Debug)]
+pub struct RewindArgs {
+    /// The pool
+    pub pool: String,
+    /// Go back to the commit of this number, as listed without it
+    #[arg(long, value_name = "NUMBER")]
+    pub to: Option<u64>,
+    /// Lose what was written to new blocks since, and volumes made since; volumes written since become a mix of old
+    /// and new
+    #[arg(long, requires = "to")]
+    pub lose_later_writes: bool,
 }
 
 /// What enlarges a pool.

@@ -8,6 +8,7 @@ mod doctor;
 mod pools;
 mod repair;
 mod restore;
+mod rewind;
 mod show;
 mod space;
 mod status;
@@ -94,6 +95,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Dump { pool } => verify::dump(context, &pool).await,
         Command::Restore(args) => restore::restore(context, &args),
         Command::Repair(args) => return repair::repair(context, &args),
+        Command::Rewind(args) => rewind::rewind(context, &args),
         Command::Read {
             device,
             offset,
