@@ -29,11 +29,17 @@ pub(super) async fn check(context: &Context, pool: &str) -> Result<u8, CallError
     .await?;
     drop(progress);
     context.output.print(&report, describe)?;
-    Ok(if report.clean {
-        exit::DONE
-    } else {
+    Ok(if is_damaged(&report) {
         exit::FAILED
+    } else {
+        exit::DONE
     })
+}
+
+/// Whether there is more than leaked space. Structure comes before counts, so what was dropped may be either.
+fn is_damaged(report: &CheckReport) -> bool {
+    let mut findings = report.findings.iter();
+    findings.any(|finding| finding.severity == CheckSeverity::Damage) || report.findings_dropped > 0
 }
 
 fn describe(report: &CheckReport) -> String {
@@ -51,7 +57,11 @@ fn describe(report: &CheckReport) -> String {
     if report.needs_check {
         text.push_str("needs_check is set: a metadata operation failed; the pool can only be read until it is repaired\n");
     }
-    let verdict = if report.clean { "clean" } else { "damaged" };
+    let verdict = match (report.clean, is_damaged(report)) {
+        (true, _) => "clean",
+        (false, false) => "sound, with leaks",
+        (false, true) => "damaged",
+    };
     let found = report.findings.len() as u64 + report.findings_dropped;
     text.push_str(&format!(
         "{verdict}: {} devices, {} data blocks and {} metadata blocks in use, {found} findings\n",
