@@ -68,6 +68,13 @@ fn while_queued(
         let waits = async { result = Some(write(volume, 50, 9).await) };
         let acts = async {
             until_queued(pool, 1).await;
+            // Meanwhile it finds out that nothing can be freed.
+            let mut turns = 100;
+            until(|| {
+                turns -= 1;
+                turns == 0
+            })
+            .await;
             meanwhile.await;
         };
         run_all(vec![Box::pin(waits), Box::pin(acts)]);
