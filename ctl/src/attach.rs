@@ -337,6 +337,16 @@ impl Attachments {
         };
         let (id, attached) = attached;
         let attachment = attached.attachment.clone();
+        let waiting = queued_writes(service, id);
+        if waiting > 0 {
+            state.attached.insert(id, attached);
+            let device = attachment.device.display();
+            let message = format!(
+                "{device}: {waiting} writes to it wait for data space: grow the pool, or delete what is not \
+                 needed, first"
+            );
+            return Err(CallError::new(CallErrorKind::Busy, message));
+        }
         if let Err((attached, error)) = self.take_away(&mut state, attached).await {
             state.attached.insert(id, attached);
             return Err(error);
@@ -453,7 +463,10 @@ impl Attachments {
     pub async fn shut_down(&self, service: &PoolService) {
         let machine_ends = blocking(systemd::machine_ends).await.unwrap_or_default();
         let mut state = self.state.lock().await;
-        if let Some(mount) = state.mount.as_ref().filter(|_| !machine_ends) {
+        if machine_ends {
+            // What waits for space would keep file systems from being unmounted, and nobody can give any now.
+            service.pool.end_waiting();
+        } else if let Some(mount) = &state.mount {
             // Loop devices cannot be left to the next daemon.
             mount.end_waiting();
         }
@@ -516,6 +529,9 @@ impl Attachments {
         // The file system on it is there again when the next daemon is.
         if is_mounted(attachment.mountpoint.as_deref()) {
             return Some("it is mounted");
+        }
+        if queued_writes(service, id) > 0 {
+            return Some("writes to it wait for data space");
         }
         if self.ends_when_empty.load(Ordering::Relaxed) {
             return None;
@@ -642,6 +658,13 @@ fn contents_of(info: &DeviceInfo, thin: &ThinDevice<FileHost>) -> Contents {
         read_only: thin.read_only(),
         is_blank: info.mapped_bytes == 0 && info.external_origin.is_none(),
     }
+}
+
+/// How many writes to a device wait for data space. Whoever syncs it would wait for them.
+fn queued_writes(service: &PoolService, id: u32) -> u64 {
+    let devices = service.pool.devices();
+    let device = devices.iter().find(|device| device.id == id);
+    device.map_or(0, |device| device.queued_writes)
 }
 
 /// Leaves a block device to the next daemon.

@@ -265,6 +265,7 @@ async fn events(
 ) -> Response {
     streamed(move |sender| async move {
         let mut last = 0;
+        let mut goes_on = true;
         loop {
             for event in service.events.after(last) {
                 last = event.number;
@@ -274,16 +275,14 @@ async fn events(
                     return;
                 }
             }
-            if !following.follow {
+            // Even then what was told last is sent.
+            if !goes_on || !following.follow {
                 return;
             }
-            let goes_on = tokio::select! {
+            goes_on = tokio::select! {
                 goes_on = service.events.follow(last) => goes_on,
                 () = sender.closed() => false,
             };
-            if !goes_on {
-                return;
-            }
         }
     })
 }
@@ -326,7 +325,7 @@ async fn write(
     mut body: Body,
 ) -> Response {
     streamed(move |sender| async move {
-        let result = receive_contents(&service, &range, &mut body).await;
+        let result = receive_contents(&service, &range, &mut body, &sender).await;
         send_result(&sender, result.map(|()| Reply::Done)).await;
         // Closing a connection with input left in it would take the answer away from the client,
         // who ends the input when he has read it.
@@ -338,8 +337,22 @@ async fn receive_contents(
     service: &Arc<PoolService>,
     range: &Range,
     body: &mut Body,
+    sender: &Sender,
 ) -> Result<(), CallError> {
-    let mut writing = Writing::begin(service, &range.device, range.offset, range.length)?;
+    let writing = Writing::begin(service, &range.device, range.offset, range.length)?;
+    let end_waiting = writing.end_waiting();
+    let gone = async {
+        sender.closed().await;
+        end_waiting();
+        std::future::pending().await
+    };
+    tokio::select! {
+        received = receive(writing, body) => received,
+        never = gone => never,
+    }
+}
+
+async fn receive(mut writing: Writing, body: &mut Body) -> Result<(), CallError> {
     // Whole pieces again: runs of zeros are found in those.
     let mut piece = BytesMut::with_capacity(PIECE_LEN);
     while let Some(frame) = body.frame().await {

@@ -58,7 +58,7 @@ pub struct PoolService {
     pub events: Events,
     /// How it deals with its space.
     space: RwLock<SpacePolicy>,
-    /// Had by who makes a store larger.
+    /// Had by who makes a store larger, one at a time: each looks at the size first.
     growing: Mutex<()>,
 }
 
@@ -257,6 +257,7 @@ impl PoolService {
             return Err(CallError::invalid(message));
         }
         self.dir.set_space(&policy)?;
+        self.pool.set_no_space_policy(policy.no_space());
         *self.space.write() = policy;
         Ok(())
     }
@@ -266,7 +267,6 @@ impl PoolService {
     /// # Errors
     /// What stopped it; the metadata store may have grown.
     pub async fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), CallError> {
-        // Who fails cuts off again what he has added to a file, and no more than that.
         let _growing = self.growing.lock().await;
         let status = self.pool.status();
         if let Some(bytes) = metadata {
@@ -277,20 +277,14 @@ impl PoolService {
         }
         // Metadata first: more data is of no use without room to map it.
         if let Some(bytes) = metadata {
-            let extended = Extended::to(&self.dir.metadata_path(), bytes, true)?;
-            self.pool
-                .grow_metadata(bytes)
-                .await
-                .map_err(|cause| self.failed(&cause))?;
-            extended.keep();
+            extend(&self.dir.metadata_path(), bytes, true)?;
+            let grown = self.pool.grow_metadata(bytes).await;
+            grown.map_err(|cause| self.failed(&cause))?;
         }
         if let Some(bytes) = data {
-            let extended = Extended::to(&self.dir.data_path(), bytes, false)?;
-            self.pool
-                .grow_data(bytes)
-                .await
-                .map_err(|cause| self.failed(&cause))?;
-            extended.keep();
+            extend(&self.dir.data_path(), bytes, false)?;
+            let grown = self.pool.grow_data(bytes).await;
+            grown.map_err(|cause| self.failed(&cause))?;
         }
         Ok(())
     }
@@ -341,51 +335,33 @@ pub fn metadata_store(file: File, path: &Path) -> Result<FileStore, CallError> {
     Ok(store)
 }
 
-/// A store's file made longer for a pool that is to grow; shortened again unless the pool did.
-struct Extended {
-    undo: Option<(File, u64)>,
-}
-
-impl Extended {
-    fn to(path: &Path, size: u64, reserve: bool) -> Result<Self, CallError> {
-        let failed = |cause: std::io::Error| CallError::io(path.display(), &cause);
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(failed)?;
-        let present = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
-        if size <= present {
-            return Ok(Extended { undo: None });
-        }
-        if !file.metadata().map_err(failed)?.is_file() {
-            let message = format!(
-                "{}: the device holds {present} bytes, not {size}: enlarge it first",
-                path.display()
-            );
-            return Err(CallError::new(CallErrorKind::NoSpace, message));
-        }
-        let copy = file.try_clone().map_err(failed)?;
-        let extended = Extended {
-            undo: Some((copy, present)),
-        };
-        extend_file(&file, size, reserve).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        Ok(extended)
+/// Makes a store's file as long as a pool that is to grow needs it. It stays so if the pool does not grow in the
+/// end: a commit that has failed may be the last one all the same, and longer files do no harm.
+fn extend(path: &Path, size: u64, reserve: bool) -> Result<(), CallError> {
+    let failed = |cause: std::io::Error| CallError::io(path.display(), &cause);
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(failed)?;
+    let present = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
+    if size <= present {
+        return Ok(());
     }
-
-    fn keep(mut self) {
-        self.undo = None;
+    if !file.metadata().map_err(failed)?.is_file() {
+        let message = format!(
+            "{}: the device holds {present} bytes, not {size}: enlarge it first",
+            path.display()
+        );
+        return Err(CallError::new(CallErrorKind::NoSpace, message));
     }
-}
-
-impl Drop for Extended {
-    fn drop(&mut self) {
-        if let Some((file, size)) = self.undo.take() {
-            // The growth failed and that is what the caller hears of; a longer file does no harm.
-            let _ = file.set_len(size);
-        }
+    let extended = extend_file(&file, size, reserve).and_then(|()| file.sync_all());
+    if let Err(cause) = extended {
+        // The pool knows nothing of it yet. What stopped it matters more than this.
+        let _ = file.set_len(present);
+        return Err(failed(cause));
     }
+    Ok(())
 }
 
 /// A new identity: the pool itself has neither clock nor randomness.

@@ -20,8 +20,9 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool::{NoSpacePolicy, Status};
+use pool::{Mode, NoSpacePolicy, Status};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::events::Happening;
@@ -126,13 +127,11 @@ impl AutoGrow {
             .step
             .max(status.block_size)
             .next_multiple_of(status.block_size);
-        let is_full = |total: u64| {
-            u128::from(used) * 100 >= u128::from(total) * u128::from(self.threshold_percent)
-        };
-        let mut size = total;
-        while is_full(size) && size < max {
-            size = size.saturating_add(step).min(max);
-        }
+        // Below that size the threshold is reached.
+        let least = u128::from(used) * 100 / u128::from(self.threshold_percent) + 1;
+        let least = u64::try_from(least).unwrap_or(u64::MAX);
+        let steps = least.saturating_sub(total).div_ceil(step);
+        let size = total.saturating_add(steps.saturating_mul(step)).min(max);
         (size > total).then_some(size)
     }
 }
@@ -142,25 +141,67 @@ pub async fn look_after(service: Arc<PoolService>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch::default();
-    let mut retry_at = Instant::now();
-    let mut turns = 0;
+    let mut growth = Growth::default();
+    let turned = Arc::new(Notify::new());
+    tokio::spawn(tell_turns(Arc::clone(&service), Arc::clone(&turned)));
     loop {
         tokio::select! {
             _ = ticks.tick() => service.pool.look_for_space().await,
-            now = service.pool.space_turns(turns) => turns = now,
+            () = turned.notified() => {}
         }
         let policy = service.space();
-        service.pool.set_no_space_policy(policy.no_space());
         let status = service.pool.status();
         for happening in watch.look(&status, &policy) {
             service.events.tell(happening);
         }
-        let wanted = policy.auto_grow.and_then(|auto| auto.wanted(&status));
-        if let Some(bytes) = wanted.filter(|_| Instant::now() >= retry_at)
-            && let Err(error) = service.grow(Some(bytes), None).await
-        {
-            retry_at = Instant::now() + GROW_RETRY_INTERVAL;
-            let reason = error.message;
+        if let Some(auto) = policy.auto_grow {
+            growth.follow(&service, auto).await;
+        }
+    }
+}
+
+/// Rings whenever lack of space has begun or ended.
+async fn tell_turns(service: Arc<PoolService>, turned: Arc<Notify>) {
+    let mut turns = 0;
+    loop {
+        turns = service.pool.space_turns(turns).await;
+        turned.notify_one();
+    }
+}
+
+/// How the data store's growth went so far.
+#[derive(Default)]
+struct Growth {
+    retry_at: Option<Instant>,
+    /// Why it failed the last time.
+    told: Option<String>,
+}
+
+impl Growth {
+    /// Makes the data store larger if it is to be.
+    async fn follow(&mut self, service: &PoolService, auto: AutoGrow) {
+        let wanted = || {
+            let status = service.pool.status();
+            let may_change = !matches!(status.mode, Mode::ReadOnly | Mode::Failed);
+            auto.wanted(&status).filter(|_| may_change)
+        };
+        let Some(bytes) = wanted() else {
+            return *self = Growth::default();
+        };
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let Err(error) = service.grow(Some(bytes), None).await else {
+            return *self = Growth::default();
+        };
+        // Somebody else may have made it large enough meanwhile.
+        if wanted().is_none() {
+            return;
+        }
+        self.retry_at = Some(Instant::now() + GROW_RETRY_INTERVAL);
+        let reason = error.message;
+        if self.told.as_ref() != Some(&reason) {
+            self.told = Some(reason.clone());
             service
                 .events
                 .tell(Happening::AutoGrowFailed { bytes, reason });

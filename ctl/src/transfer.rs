@@ -139,6 +139,12 @@ impl Writing {
         })
     }
 
+    /// Has the writes fail that wait for data space: nobody wants them any more.
+    pub fn end_waiting(&self) -> impl FnOnce() + use<> {
+        let device = self.device.clone();
+        move || device.end_waiting()
+    }
+
     /// Writes the next bytes. Runs of zeros take no space where the pool can do without.
     ///
     /// # Errors

@@ -57,11 +57,12 @@ impl<H: Host> OpenFile<H> {
         Ok(bytes)
     }
 
-    /// Stores the bytes, at most up to the end of the file, and returns how many.
+    /// Has its writes that wait for data space fail now.
     pub(crate) fn end_waiting(&self) {
         self.device.end_waiting();
     }
 
+    /// Stores the bytes, at most up to the end of the file, and returns how many.
     pub(crate) async fn write(
         &self,
         offset: u64,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use pool::{Host, ThinDevice};
 use reactor::{Executor, Interest, block_on};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::awake::Wait;
 use crate::budget::{Budget, IN_FLIGHT_MAX, SharedBudget};
@@ -180,11 +181,27 @@ where
 
     /// With the client gone, or the server about to end, nothing waits for data space any more.
     fn end_waiting(&self) {
-        if self.intake_state == Intaking::Over || self.stopping.load(Ordering::Relaxed) {
+        let is_over = match self.intake_state {
+            Intaking::Over => true,
+            // Not read from, so that its end would not be noticed.
+            Intaking::NoRoom => self.session.deaf.get() || self.client_has_hung_up(),
+            Intaking::Waiting => self.session.deaf.get(),
+        };
+        if is_over || self.stopping.load(Ordering::Relaxed) {
             // A client that repeats requests on another connection is to hear of them there.
             self.session.withholds.set(self.siblings.is_some());
             self.session.device().end_waiting();
         }
+    }
+
+    fn client_has_hung_up(&self) -> bool {
+        let mut polled = [PollFd::from_borrowed_fd(
+            self.stream.as_fd(),
+            PollFlags::RDHUP,
+        )];
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut polled, Some(&Timespec::default())).is_ok()
+            && polled[0].revents().intersects(gone)
     }
 
     /// Whether anything waits to be sent.

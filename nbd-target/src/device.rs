@@ -218,8 +218,8 @@ impl<H: Host> NbdDevice<H> {
         ended
     }
 
-    /// Leaves the block device to the next process: requests that have arrived are carried out, later
-    /// ones wait.
+    /// Leaves the block device to the next process: requests that have arrived are carried out, but for
+    /// writes that wait for data space; these and later ones wait.
     pub fn leave(self) {
         drop(self);
     }

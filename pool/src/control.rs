@@ -231,6 +231,8 @@ impl<H: Host> Pool<H> {
         if frozen.is_err() {
             device.read_only.store(false, Ordering::Release);
         }
+        // Its writes that wait for space are refused now.
+        self.queue.look_again();
         frozen?;
         self.info(&name)
     }

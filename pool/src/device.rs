@@ -44,6 +44,8 @@ pub(crate) struct Device<D> {
     pub(crate) writes: Gate,
     /// Why the last commit has left its changes out, if it has.
     pub(crate) left_out: Mutex<Option<String>>,
+    /// How many of its writes wait for data space.
+    pub(crate) queued_writes: AtomicU64,
     pub(crate) origin: Option<Origin<D>>,
     pub(crate) stats: Arc<DeviceStats>,
     users: Mutex<Users>,
@@ -84,6 +86,7 @@ impl<D: DataIo> Device<D> {
             blocks: Cells::default(),
             writes: Gate::default(),
             left_out: Mutex::default(),
+            queued_writes: AtomicU64::new(0),
             origin,
             stats: Arc::default(),
             users: Mutex::default(),

@@ -44,6 +44,8 @@ pub struct DeviceInfo {
     /// Where its writes differ from the pool's when there is no data space.
     #[serde(flatten)]
     pub no_space: NoSpaceOverride,
+    /// Its writes that wait for data space now.
+    pub queued_writes: u64,
     /// How many exports and attachments hold it open now.
     pub open_count: u64,
 }

@@ -308,6 +308,7 @@ impl<H: Host> Pool<H> {
             read_only: entry.read_only || self.is_read_only(),
             external_origin: entry.external_origin,
             no_space: entry.no_space,
+            queued_writes: device.queued_writes.load(Ordering::Relaxed),
             open_count: device.open_count(),
             name: entry.name,
         }
@@ -393,7 +394,12 @@ impl<H: Host> Pool<H> {
     /// once: it is for those who serve a pool that others can give more space meanwhile, and who call
     /// [`Pool::look_for_space`].
     pub fn set_no_space_policy(&self, policy: NoSpacePolicy) {
-        self.queue.set_policy(Some(policy));
+        self.queue.set_policy(policy);
+    }
+
+    /// Has no write wait for data space any more: nobody will give any.
+    pub fn end_waiting(&self) {
+        self.queue.end();
     }
 }
 

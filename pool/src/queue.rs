@@ -6,6 +6,8 @@
 //! when the pool grew, and once a second, since a file system below tells nobody that it has space again. No
 //! later write takes a block before those that wait, unless it would not wait itself.
 //!
+//! A lack that a write has met on a store that is full, though blocks are free, ends when a write gets through.
+//!
 //! A write fails when the pool has been without space for as long as its volume's [`NoSpacePolicy`] lets it
 //! wait, and from then on at once, until there is space: as with the kernel's thin pools.
 
@@ -93,9 +95,13 @@ impl Patience {
 pub(crate) struct SpaceQueue {
     /// None while nobody could cure a lack of space, so that waiting would be of no use.
     policy: RwLock<Option<NoSpacePolicy>>,
+    /// Nothing waits any more, whatever the policy says.
+    has_ended: AtomicBool,
     state: Mutex<State>,
     /// Tickets begin at 1; 0 when nobody waits. Written under the lock of `state`.
     first: AtomicU64,
+    /// Whether there is a lack. Written under the lock of `state`.
+    is_lacking: AtomicBool,
     /// Raised whenever who waits should look again.
     chances: AtomicU64,
     changed: WaitList,
@@ -115,6 +121,8 @@ struct State {
 struct Lack {
     since: Duration,
     reason: String,
+    /// It was met by a write, on a store that takes no more: only a write can tell that it has passed.
+    is_met: bool,
 }
 
 /// A write's place among those that wait for space.
@@ -146,11 +154,17 @@ impl Drop for Ticket<'_> {
 }
 
 impl SpaceQueue {
-    pub(crate) fn set_policy(&self, policy: Option<NoSpacePolicy>) {
-        let before = std::mem::replace(&mut *self.policy.write(), policy);
-        if before != policy {
+    pub(crate) fn set_policy(&self, policy: NoSpacePolicy) {
+        let before = self.policy.write().replace(policy);
+        if before != Some(policy) {
             self.look_again();
         }
+    }
+
+    /// Has nothing wait any more.
+    pub(crate) fn end(&self) {
+        self.has_ended.store(true, Ordering::SeqCst);
+        self.look_again();
     }
 
     pub(crate) fn policy(&self) -> Option<NoSpacePolicy> {
@@ -171,7 +185,8 @@ impl SpaceQueue {
         let lacking = lack
             .as_ref()
             .map_or(Duration::ZERO, |lack| now.saturating_sub(lack.since));
-        !patience.has_ended() && policy.with(volume).waits(lacking)
+        let has_ended = patience.has_ended() || self.has_ended.load(Ordering::SeqCst);
+        !has_ended && policy.with(volume).waits(lacking)
     }
 
     /// Whether a write may take a block, in view of others that wait for one.
@@ -228,10 +243,12 @@ impl SpaceQueue {
         let lack = Lack {
             since: now,
             reason: lack.to_string(),
+            is_met: lack.is_full(),
         };
         let mut state = self.state.lock();
         let is_new = state.lack.is_none();
         state.lack.get_or_insert(lack);
+        self.is_lacking.store(true, Ordering::SeqCst);
         drop(state);
         if is_new {
             self.turn();
@@ -249,11 +266,26 @@ impl SpaceQueue {
         self.turned.until(turns).await
     }
 
-    /// There is space, or may be.
+    /// There may be space: blocks are free.
     pub(crate) fn note_space(&self) {
-        let lacked = self.state.lock().lack.take().is_some();
-        if lacked {
-            self.look_again();
+        self.end_lack(|lack| !lack.is_met);
+        self.look_again();
+    }
+
+    /// A write that needed space has got it.
+    pub(crate) fn note_written(&self) {
+        if self.is_lacking.load(Ordering::SeqCst) {
+            self.end_lack(|_| true);
+        }
+    }
+
+    fn end_lack(&self, has_passed: impl Fn(&Lack) -> bool) {
+        let mut state = self.state.lock();
+        let ended = state.lack.take_if(|lack| has_passed(lack)).is_some();
+        self.is_lacking
+            .store(state.lack.is_some(), Ordering::SeqCst);
+        drop(state);
+        if ended {
             self.turn();
         }
     }
@@ -299,7 +331,7 @@ mod tests {
             !queue.waits(DEFAULT, &patience, seconds(0)),
             "nobody cures it"
         );
-        queue.set_policy(Some(NoSpacePolicy::default()));
+        queue.set_policy(NoSpacePolicy::default());
         assert!(queue.waits(DEFAULT, &patience, seconds(1000)));
         queue.note_lack(seconds(1000), &Error::OutOfDataSpace);
         queue.note_lack(seconds(1030), &Error::OutOfDataSpace);
@@ -316,10 +348,10 @@ mod tests {
     fn a_volume_may_differ_from_its_pool() {
         let queue = SpaceQueue::default();
         let patience = Patience::default();
-        queue.set_policy(Some(NoSpacePolicy {
+        queue.set_policy(NoSpacePolicy {
             error_if_no_space: true,
             no_space_timeout: 10,
-        }));
+        });
         let waits = |error, timeout, now| {
             let volume = NoSpaceOverride {
                 error_if_no_space: error,

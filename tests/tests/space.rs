@@ -370,23 +370,64 @@ fn writes_wait_for_the_file_system_below() {
     }
 }
 
-/// Where nobody waits, space that came below the pool is noticed all the same.
+/// Where nobody waits, space that came below the pool is noticed all the same; if only a write can tell, by that.
 #[test]
 fn the_mode_follows_the_file_system_below() {
-    let machine = machine(16);
-    let pool = machine.open().unwrap();
-    block_on(pool.create_volume(new("vol"), 100 * BLOCK, None)).unwrap();
-    let volume = pool.open_device(&name("vol")).unwrap();
-    machine.power.set_faults([Fault {
-        kind: FaultKind::StorageFull,
-        ..Fault::lasting(Io::DataAllocate)
-    }]);
-    let refused = block_on(write(&volume, 0, 1)).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::NoSpace);
-    block_on(pool.look_for_space());
-    assert_eq!(pool.status().mode, Mode::OutOfDataSpace);
-    machine.power.set_faults([]);
-    block_on(pool.look_for_space());
-    assert_eq!(pool.status().mode, Mode::Write);
-    block_on(write(&volume, 0, 1)).unwrap();
+    for io in [Io::DataAllocate, Io::DataWrite, Io::LogWrite] {
+        let machine = machine(16);
+        let pool = machine.open().unwrap();
+        block_on(pool.create_volume(new("vol"), 100 * BLOCK, None)).unwrap();
+        let volume = pool.open_device(&name("vol")).unwrap();
+        machine.power.set_faults([Fault {
+            kind: FaultKind::StorageFull,
+            ..Fault::lasting(io)
+        }]);
+        for _ in 0..3 {
+            let refused = block_on(write(&volume, 0, 1)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NoSpace);
+            block_on(pool.look_for_space());
+            assert_eq!(pool.status().mode, Mode::OutOfDataSpace, "{io:?}");
+        }
+        machine.power.set_faults([]);
+        block_on(pool.look_for_space());
+        if io == Io::DataAllocate {
+            assert_eq!(pool.status().mode, Mode::Write);
+        }
+        block_on(write(&volume, 0, 1)).unwrap();
+        assert_eq!(pool.status().mode, Mode::Write, "{io:?}");
+    }
+}
+
+/// A store that is full below free blocks keeps writes waiting as long as one whose pool has none.
+#[test]
+fn the_clock_runs_on_while_the_store_below_is_full() {
+    for io in [Io::DataAllocate, Io::DataWrite, Io::LogWrite] {
+        let machine = machine(16);
+        let pool = machine.open().unwrap();
+        pool.set_no_space_policy(NoSpacePolicy::default());
+        block_on(pool.create_volume(new("vol"), 100 * BLOCK, None)).unwrap();
+        block_on(pool.create_volume(new("eager"), 8 * BLOCK, None)).unwrap();
+        let errors = NoSpaceOverride {
+            error_if_no_space: Some(true),
+            no_space_timeout: None,
+        };
+        block_on(pool.set_no_space(&name("eager"), errors)).unwrap();
+        let volume = pool.open_device(&name("vol")).unwrap();
+        let eager = pool.open_device(&name("eager")).unwrap();
+        machine.power.set_faults([Fault {
+            kind: FaultKind::StorageFull,
+            ..Fault::lasting(io)
+        }]);
+        let waited = while_queued(&pool, &volume, async {
+            for _ in 0..61 {
+                write(&eager, 0, 5).await.unwrap_err();
+                volume.host().advance(Duration::from_secs(1));
+                pool.look_for_space().await;
+            }
+        });
+        assert_eq!(waited.unwrap_err().kind(), ErrorKind::NoSpace, "{io:?}");
+        assert!(!pool.status().queues_without_space, "{io:?}");
+        // It would be a deadlock if this waited.
+        block_on(write(&volume, 51, 9)).unwrap_err();
+    }
 }

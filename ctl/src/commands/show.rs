@@ -332,6 +332,7 @@ mod tests {
             read_only: false,
             external_origin: None,
             no_space: pool::NoSpaceOverride::default(),
+            queued_writes: 0,
             open_count: 0,
         }
     }

@@ -1,6 +1,7 @@
 //! Data space for writes that lack it: freeing some, or waiting for it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use probe::{Mark, mark};
 
@@ -9,6 +10,10 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::pool::Pool;
 use crate::queue::{Patience, Turn};
+
+/// How many commits a write without space makes, or waits for, before it takes it that they free nothing: the first
+/// covers what had been done before, and others may go on changing what frees nothing.
+const COMMITS_FOR_SPACE_MAX: u32 = 3;
 
 impl<H: Host> Pool<H> {
     /// Sees to it that a write which has lacked space is worth another try: frees some, or waits until
@@ -47,7 +52,9 @@ impl<H: Host> Pool<H> {
                 return Err(lack);
             }
             mark(Mark::WriteQueued);
+            device.queued_writes.fetch_add(1, Ordering::Relaxed);
             self.queue.another_chance(seen).await;
+            device.queued_writes.fetch_sub(1, Ordering::Relaxed);
             self.check_writable(device)?;
             if lack.is_full() && self.queue.admits(turn) {
                 return Ok(());
@@ -68,25 +75,32 @@ impl<H: Host> Pool<H> {
     async fn make_space(self: &Arc<Self>) -> Result<(), Error> {
         // What was left out is worth one more try.
         let mut left_out = self.check_all_covered().is_err();
+        let mut commits_left = COMMITS_FOR_SPACE_MAX;
+        let mut is_store_full = false;
         loop {
-            let uncommitted = self.has_unfreed() || std::mem::take(&mut left_out);
+            let may_commit = commits_left > 0 && self.has_unfreed();
+            let uncommitted = may_commit || std::mem::take(&mut left_out);
             if uncommitted {
                 mark(Mark::CommitForSpace);
+                commits_left = commits_left.saturating_sub(1);
                 self.commit_through(self.commits.next()).await?;
             }
             let waiting = self.epochs.waiting_blocks() > 0;
             if waiting {
                 mark(Mark::BlockAwaitedReaders);
-                let has_free = || self.allocator.lock().free() > 0;
+                // A store that is full needs what is given back to it, however many blocks are free.
+                let has_free = || !is_store_full && self.allocator.lock().free() > 0;
                 self.epochs.some_drained(has_free).await;
                 self.release_drained().await;
             }
             // Without a deletion the writer was ours for a moment, and no commit under way: what others
             // were about to free is to be seen now, or there is nothing.
             let reclaimed = !uncommitted && !waiting && self.reclaim_piece().await?;
-            let may_free = self.has_unfreed() || self.epochs.waiting_blocks() > 0;
+            let may_commit = commits_left > 0 && self.has_unfreed();
+            let may_free = may_commit || self.epochs.waiting_blocks() > 0;
             match self.ready_block().await {
                 Err(lack) if lack.is_lack_of_space() => {
+                    is_store_full = matches!(lack, Error::DataStoreFull { .. });
                     if !(uncommitted || waiting || reclaimed || may_free) {
                         mark(Mark::OutOfDataSpace);
                         return Err(lack);

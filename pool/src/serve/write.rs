@@ -130,8 +130,8 @@ impl<H: Host> Pool<H> {
                 Err(Stopped::Failed(cause)) => return Err(cause),
             }
         }
-        if let Turn::Waiting(_) = turn {
-            self.queue.note_space();
+        if !matches!(turn, Turn::New) {
+            self.queue.note_written();
         }
         drop(turn);
         if durable {
@@ -319,6 +319,7 @@ impl<H: Host> Pool<H> {
             Place::Exclusive(_) | Place::MaybeShared(_) => &self.counters.copied_blocks,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        self.queue.note_written();
         Ok(())
     }
 

@@ -10,8 +10,8 @@
 //! no task is in the middle of a request and no data I/O is in flight. It does not wait for the tasks to
 //! end, for those of aborted commands never do.
 //!
-//! Or we leave the device to the next process, by the [`Switch`]. Requests under way are answered and none is
-//! begun; then the thread parks, and only the end of the process ends it. For then the driver knows what to
+//! Or we leave the device to the next process, by the [`Switch`]. Requests under way are answered, but for writes
+//! that lack space, and none is begun; then the thread parks, and only the end of the process ends it. For then the driver knows what to
 //! do with the commands and requests it has here: it sends them to the next process. A thread that closed
 //! its ring under load while the process went on was seen to leave requests that the driver waits
 //! for, for ever (Linux 6.12).
