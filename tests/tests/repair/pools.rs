@@ -4,17 +4,17 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use metadata_btree::FileStore;
+use metadata_btree::{Block, BlockKind, BlockNr, FileStore};
 use metadata_check::{BlockSource, CheckOptions, DumpOptions, check, dump};
 use metadata_restore::Repaired;
-use pool::{KnownBy, Pool, hand_over_log, known_superblocks};
+use pool::{KnownBy, Mode, Pool, hand_over_log, known_superblocks};
 use tests::executor::block_on;
 use tests::setup::name;
 
 use crate::stores::{History, Idle, Image, Memory};
 use crate::subject::{BLOCK, SMALL, Subject, write};
 use crate::sweep;
-use crate::truth::{Role, Truth, at};
+use crate::truth::{Role, Truth, at, u64_at};
 
 fn repaired(image: &Image, path: &Path) -> Repaired {
     sweep::repaired(image, &image.0[0], path).unwrap()
@@ -154,4 +154,49 @@ fn the_log_goes_over_to_the_repaired_pool() {
         );
         block_on(pool.close()).unwrap();
     }
+}
+
+/// A pool in which the last data block counts as used, and nobody maps it.
+fn leaking(mut image: Image) -> Image {
+    let index = u64_at(&image.0[0], 64 + 16);
+    let entry = 32 + 8 * 168;
+    let bitmap = u64_at(&image.0[at(index)], entry);
+    let last = at(SMALL.data_blocks) - 1;
+    let counts = &mut image.0[at(bitmap)][16 + last / 4];
+    let bit = 2 << (2 * (last % 4));
+    assert_eq!(
+        *counts & (bit | bit >> 1),
+        0,
+        "the last data block is in use"
+    );
+    *counts |= bit;
+    image.0[at(index)][entry + 8] -= 1;
+    image.0[0][64 + 8] += 1;
+    for (kind, nr) in [
+        (BlockKind::Bitmap, bitmap),
+        (BlockKind::Node, index),
+        (BlockKind::Superblock, 0),
+    ] {
+        let mut block = Block::zeroed();
+        block.as_bytes_mut().copy_from_slice(&image.0[at(nr)]);
+        kind.seal(&mut block, BlockNr(nr));
+        image.0[at(nr)] = *block.as_bytes();
+    }
+    image
+}
+
+/// They are no reason to refuse a pool.
+#[test]
+fn leaks_are_given_back_by_a_repair() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("metadata");
+    let subject = Subject::closed(SMALL);
+    let leaking = leaking(subject.metadata.image());
+    let report = check(&leaking, &CheckOptions::default());
+    assert_eq!((report.leak_count, report.damage_count), (1, 0));
+    let pool = subject.open_on(History::of(leaking.clone())).unwrap();
+    assert_eq!(pool.status().mode, Mode::Write);
+    assert!(repaired(&leaking, &path).is_complete());
+    let report = check(&image_of(&path), &CheckOptions::default());
+    assert!(report.is_sound(), "{:?}", report.findings);
 }
