@@ -20,6 +20,8 @@ fn damage_is_told_and_nothing_is_written() {
         bench.ok(&["create", "p/vol", "--size", "4M"]);
         bench.write(&["p/vol"], &noise(2 << 20, 1));
         damage(&bench);
+        // Which would know the superblock.
+        fs::remove_file(bench.path("p/superblocks")).unwrap();
         let before = bench.contents_of("p");
         bench.refused(&["ls", "p"], 8, "thinctl check");
         bench.refused(&["read", "p/vol"], 8, "");
