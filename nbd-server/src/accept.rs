@@ -65,6 +65,7 @@ pub(crate) struct Acceptor<E> {
     /// The handshakes that run, the oldest first.
     handshakes: Mutex<VecDeque<AbortHandle>>,
     turned_away: Arc<Seldom>,
+    given_up: Arc<Seldom>,
     failed: Arc<Seldom>,
 }
 
@@ -105,6 +106,7 @@ impl<E: Exports> Acceptor<E> {
             shared: Arc::clone(shared),
             handshakes: Mutex::default(),
             turned_away: Arc::default(),
+            given_up: Arc::default(),
             failed: Arc::default(),
         })
     }
@@ -179,7 +181,7 @@ impl<E: Exports> Acceptor<E> {
         if let Some(oldest) = handshakes.pop_front() {
             oldest.abort();
             let (address, max) = (&self.shared.address, self.shared.limits.handshakes_max);
-            self.turned_away.warn(|| {
+            self.given_up.warn(|| {
                 format!("{address}: the oldest of {max} unfinished handshakes was given up for another client")
             });
         }

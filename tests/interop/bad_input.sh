@@ -80,11 +80,13 @@ expect 5 "in use|exists" thinctl adopt "$SCRATCH/alias/pool" --metadata "$POOL/m
 stop_daemon
 same "$(fingerprint "$POOL")" "$BEFORE" "the pool after being served and refused"
 
-# Damage. damaged NAME CODE WORDS edit...: a copy is edited, every opening is refused.
+# Damage. damaged NAME CODE WORDS edit...: a copy is edited, every opening is refused. (With its history, a pool can be
+# read without a superblock: rewind.sh.)
 damaged() {
     local copy=$SCRATCH/damaged.$1 code=$2 words=$3 now
     shift 3
     cp -r --sparse=always "$POOL" "$copy"
+    rm "$copy/superblocks"
     (cd "$copy" && "$@")
     now=$(fingerprint "$copy")
     expect "$code" "$words" thinctl ls "$copy"
