@@ -189,6 +189,10 @@ def disc_behind_writes_loses_none(target):
 
 @case()
 def half_closed_clients_get_their_answers(target):
+    if target.tls:
+        # Python can say that it sends no more only together with a look for the other side's word of the same, which
+        # fails, or not, by what has come until then.
+        return
     with target.open() as client:
         for at in range(16):
             client.request(READ, at * 4096, 4096)

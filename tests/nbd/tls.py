@@ -111,10 +111,6 @@ class TlsSocket:
                 self.sock.unwrap()
             except ssl.SSLWantReadError:
                 pass
-            except ssl.SSLError as error:
-                # Answers have come already; they can still be read.
-                if error.reason != "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
-                    raise
 
     def close(self):
         (self.sock or self.plain).close()
