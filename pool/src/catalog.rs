@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use probe::{Mark, mark};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use store::load_bounded;
 pub use store::{CatalogStore, FileCatalog};
 
 use crate::error::Error;

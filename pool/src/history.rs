@@ -18,9 +18,11 @@
 //! Block 0 is the only place that tells where the trees are. When it is damaged there are two others:
 //!
 //! - the intent log, while a pool is not closed. Its latest entry was durable before the superblock that it
-//!   names was written, and after all that this superblock leads to. So it is exactly the last commit, or the one
+//!   names was written, and after all that this superblock leads to. So it is the last commit, or the one
 //!   in progress, of which everything is there; and what was recorded since is in the log. If that superblock
-//!   kept the kernel out, the pool goes on with it as if nothing had happened.
+//!   kept the kernel out, the pool goes on with it as if nothing had happened. That is wrong in one case that is
+//!   known: a commit in progress that the next daemon has given up already, when that one was cut off, too, before
+//!   it took the log over (`tests/README.md`, seed 257602).
 //! - the history, of a pool that was closed. Its newest entry is the last commit of ours, unless the power went
 //!   before the file was synced. It cannot know whether the kernel has worked on the pool since. So that nothing is
 //!   built on a guess, such a pool can only be read until somebody has decided.

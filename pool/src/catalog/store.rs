@@ -24,6 +24,18 @@ pub trait CatalogStore: Send + Sync + 'static {
     fn replace(&self, content: &[u8]) -> io::Result<()>;
 }
 
+/// What a file holds, up to `len_max`; nothing if there is none.
+pub(crate) fn load_bounded(path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(cause) => return Err(cause),
+    };
+    let mut content = Vec::new();
+    file.take(len_max).read_to_end(&mut content)?;
+    Ok(content)
+}
+
 /// A catalog in an ordinary file.
 pub struct FileCatalog {
     path: PathBuf,
@@ -38,14 +50,7 @@ impl FileCatalog {
 
 impl CatalogStore for FileCatalog {
     fn load(&self) -> io::Result<Vec<u8>> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(cause) => return Err(cause),
-        };
-        let mut content = Vec::new();
-        file.take(CATALOG_SIZE_MAX).read_to_end(&mut content)?;
-        Ok(content)
+        load_bounded(&self.path, CATALOG_SIZE_MAX)
     }
 
     fn append(&self, lines: &[u8]) -> io::Result<()> {

@@ -1,10 +1,12 @@
 //! Where the history's bytes are.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::catalog::load_bounded;
 
 /// The largest history that is read.
 const HISTORY_SIZE_MAX: u64 = 1024 * 1024;
@@ -38,14 +40,7 @@ impl FileHistory {
 
 impl HistoryStore for FileHistory {
     fn load(&self) -> io::Result<Vec<u8>> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(cause) => return Err(cause),
-        };
-        let mut content = Vec::new();
-        file.take(HISTORY_SIZE_MAX).read_to_end(&mut content)?;
-        Ok(content)
+        load_bounded(&self.path, HISTORY_SIZE_MAX)
     }
 
     // Opened each time: once a second is seldom, and a file that somebody removed comes back.
