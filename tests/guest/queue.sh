@@ -33,6 +33,7 @@ for transport in ublk nbd; do
     dd if="$SCRATCH/random" of="$DEVICE" bs=1M seek=40 oflag=direct conv=fsync status=none 2>"$SCRATCH/dd" &
     writer=$!
     until_queued 1
+    expect 5 "wait for data space" thinctl detach "$DEVICE"
     dd if="$DEVICE" of="$SCRATCH/read" bs=1M count=1 iflag=direct status=none
 
     echo "killed"
