@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_server::{Server, TcpClients};
+use pool::MemoryBudget;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -160,10 +161,11 @@ async fn open_pools(
         }
         dirs.push(dir);
     }
+    let memory = args.memory_of_each()?;
     let mut pools = Vec::new();
     for dir in dirs {
         tell_status(&format!("opening {}", dir.path.display()));
-        match open_pool(&dir, handed.has(&dir)).await {
+        match open_pool(&dir, memory, handed.has(&dir)).await {
             Ok(service) => {
                 service.attachments.set_ends_when_empty(args.while_attached);
                 pools.push(Arc::new(service));
@@ -178,7 +180,11 @@ async fn open_pools(
     Ok(pools)
 }
 
-async fn open_pool(dir: &PoolDir, has_socket: bool) -> Result<PoolService, CallError> {
+async fn open_pool(
+    dir: &PoolDir,
+    memory: MemoryBudget,
+    has_socket: bool,
+) -> Result<PoolService, CallError> {
     // On a socket that we hold ourselves, nobody would answer.
     if !has_socket && let Ok(Some(mut client)) = Client::connect(dir).await {
         match client.status().await {
@@ -192,7 +198,7 @@ async fn open_pool(dir: &PoolDir, has_socket: bool) -> Result<PoolService, CallE
             }
         }
     }
-    let service = patiently(async || PoolService::open(dir.clone())).await?;
+    let service = patiently(async || PoolService::open(dir.clone(), memory)).await?;
     service.pool.set_no_space_policy(service.space().no_space());
     Ok(service)
 }

@@ -7,9 +7,11 @@ use std::str::FromStr;
 
 use clap::{Args, Parser};
 use nbd_server::TcpClients;
+use pool::MemoryBudget;
 
 use crate::exit;
 use crate::protocol::CallError;
+use crate::size::{format_size, parse_size};
 
 /// What users of the daemon rely on, as its help tells it.
 pub const HELP: &str = "\
@@ -69,6 +71,13 @@ pub struct ServeArgs {
     /// take is bounded besides, at 1 GiB.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     pub nbd_connections: u16,
+    /// How much memory the pools may take for mappings and metadata, in equal shares of at least 32M
+    ///
+    /// Mappings that requests look up are held in memory, 8 bytes for each 64K block, as long as there is room; others are
+    /// read from the metadata store first. 256M hold those of 1.3T of data. Not counted: one bit for each data block,
+    /// 6K for each volume and snapshot, and what clients have under way (see --nbd-connections).
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub memory: u64,
     /// Serve Prometheus metrics here, at /metrics
     #[arg(long, value_name = "127.0.0.1:PORT", value_parser = parse_loopback)]
     pub metrics: Option<SocketAddr>,
@@ -78,6 +87,22 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// What each pool may take of the memory.
+    ///
+    /// # Errors
+    /// `Invalid` when that is too little.
+    pub fn memory_of_each(&self) -> Result<MemoryBudget, CallError> {
+        let pools = self.pools.len().max(1) as u64;
+        MemoryBudget::new(self.memory / pools).ok_or_else(|| {
+            let needed = MemoryBudget::MIN.bytes() * pools;
+            CallError::invalid(format!(
+                "--memory {}: {pools} pools need {} at least",
+                format_size(self.memory),
+                format_size(needed)
+            ))
+        })
+    }
+
     /// Whom the TCP addresses are for.
     ///
     /// # Errors
@@ -187,6 +212,19 @@ mod tests {
     fn tcp_clients(options: &[&str]) -> Result<TcpClients, CallError> {
         let args = ["thinpoold", "p"].iter().chain(options);
         DaemonCli::try_parse_from(args).unwrap().serve.tcp_clients()
+    }
+
+    #[test]
+    fn memory_is_shared_by_the_pools() {
+        let memory = |words: &[&str]| DaemonCli::try_parse_from(words).unwrap().serve;
+        let one = memory(&["thinpoold", "p"]).memory_of_each().unwrap();
+        assert_eq!(one, MemoryBudget::default());
+        let three = ["thinpoold", "p", "q", "r", "--memory"];
+        let each = |size| memory(&[&three[..], &[size]].concat()).memory_of_each();
+        assert_eq!(each("96M"), Ok(MemoryBudget::MIN));
+        let refused = each("95M").unwrap_err();
+        assert_eq!(refused.kind, CallErrorKind::Invalid);
+        assert!(refused.message.contains("96.0 MiB"), "{refused}");
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use metadata_btree::{BlockStore, FileStore};
 use parking_lot::RwLock;
-use pool::{DeviceInfo, DeviceName, Identity, NewDevice, OpenOptions, Pool, Stores, ThinDevice};
+use pool::{
+    DeviceInfo, DeviceName, Identity, MemoryBudget, NewDevice, OpenOptions, Pool, Stores,
+    ThinDevice,
+};
 use reactor::{FileHost, FileIo};
 use tokio::sync::{Mutex, Notify};
 
@@ -63,26 +66,26 @@ pub struct PoolService {
 }
 
 impl PoolService {
-    /// Opens a pool for every use, alone.
+    /// Opens a pool for every use, alone; `memory` is for its mappings and metadata.
     ///
     /// # Errors
     /// `Busy` when another process has it; what makes it impossible to open.
-    pub fn open(dir: PoolDir) -> Result<Self, CallError> {
-        let service = Self::open_writable(dir)?;
+    pub fn open(dir: PoolDir, memory: MemoryBudget) -> Result<Self, CallError> {
+        let service = Self::open_writable(dir, memory)?;
         service.attachments.hold_leftovers(&service)?;
         Ok(service)
     }
 
-    fn open_writable(dir: PoolDir) -> Result<Self, CallError> {
+    fn open_writable(dir: PoolDir, memory: MemoryBudget) -> Result<Self, CallError> {
         let access = if dir.config.read_only {
             Access::Read
         } else {
             Access::Write
         };
-        match Self::open_for(dir.clone(), access) {
+        match Self::open_for(dir.clone(), access, memory) {
             // The file system is: the pool on it can still be read.
             Err(error) if error.kind == CallErrorKind::ReadOnly => {
-                Self::open_for(dir, Access::Read)
+                Self::open_for(dir, Access::Read, memory)
             }
             opened => opened,
         }
@@ -93,10 +96,10 @@ impl PoolService {
     /// # Errors
     /// As [`PoolService::open`].
     pub fn open_read_only(dir: PoolDir) -> Result<Self, CallError> {
-        Self::open_for(dir, Access::Read)
+        Self::open_for(dir, Access::Read, MemoryBudget::default())
     }
 
-    fn open_for(dir: PoolDir, access: Access) -> Result<Self, CallError> {
+    fn open_for(dir: PoolDir, access: Access, memory: MemoryBudget) -> Result<Self, CallError> {
         let files = dir.open_stores(access)?;
         let metadata = metadata_store(files.metadata, &dir.metadata_path())?;
         let host = FileHost::new();
@@ -112,6 +115,7 @@ impl PoolService {
             read_only: access == Access::Read,
             zero_new_blocks: dir.config.zero_new_blocks,
             discard_passdown: dir.config.discard_passdown,
+            memory,
         };
         let pool = Pool::open(Arc::new(host), stores, options)
             .map_err(|cause| CallError::pool(&dir.path, &cause))?;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pool::MemoryBudget;
+
 use crate::client::Client;
 use crate::pool_dir::{Access, PoolDir};
 use crate::protocol::{Call, CallError, CallErrorKind, Progress, Reply};
@@ -32,7 +34,7 @@ impl Session {
         }
         let service = match access {
             Access::Read => PoolService::open_read_only(dir)?,
-            Access::Write => PoolService::open(dir)?,
+            Access::Write => PoolService::open(dir, MemoryBudget::default())?,
         };
         Ok(Session::Local(Arc::new(service)))
     }

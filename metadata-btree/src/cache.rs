@@ -17,11 +17,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
-use crate::block::{Block, BlockNr};
+use crate::block::{BLOCK_SIZE, Block, BlockNr};
 use crate::checksum::BlockKind;
 
-/// Blocks the cache holds at most: 16 MiB.
+/// Blocks the cache holds at most.
 pub(crate) const CACHE_BLOCKS: usize = 4096;
+
+/// What verified blocks that are kept take in memory at most, in bytes: 16 MiB.
+pub const CACHE_BYTES: u64 = (CACHE_BLOCKS * BLOCK_SIZE) as u64;
 
 /// A table keyed by block number, with a hash made for it.
 pub(crate) type BlockTable<T> = HashMap<u64, T, BuildHasherDefault<BlockHasher>>;

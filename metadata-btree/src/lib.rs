@@ -67,6 +67,7 @@ mod version;
 
 pub use block::{BLOCK_SIZE, Block, BlockNr, BlockStore};
 pub use btree::Btree;
+pub use cache::CACHE_BYTES;
 pub use checksum::BlockKind;
 pub use codec::Value;
 pub use error::{BlockCheck, Error};

@@ -24,9 +24,6 @@ use crate::units::{DataBlock, VirtualBlock};
 /// Mappings in a chunk: 4 KiB of them.
 pub(crate) const CHUNK_BLOCKS: usize = 512;
 
-/// How many chunks a pool holds before it evicts: 64 MiB of mappings, 512 GiB of data.
-pub(crate) const CHUNKS_MAX: usize = 16_384;
-
 const UNMAPPED: u64 = u64::MAX;
 
 /// The chunk a virtual block is in, by index.
@@ -286,15 +283,30 @@ impl ChunkMap {
     }
 }
 
-/// How many chunks all devices of a pool hold together.
-#[derive(Default)]
+/// How many chunks all devices of a pool hold together, and may hold before some are evicted.
 pub(crate) struct ChunkBudget {
     loaded: AtomicUsize,
+    limit: usize,
 }
 
 impl ChunkBudget {
-    /// How many chunks too many are loaded.
-    pub(crate) fn excess(&self, limit: usize) -> usize {
-        self.loaded.load(Ordering::Relaxed).saturating_sub(limit)
+    pub(crate) fn new(limit: usize) -> Self {
+        ChunkBudget {
+            loaded: AtomicUsize::new(0),
+            limit,
+        }
+    }
+
+    /// How many chunks are to go: none, or a few more than there are too many, so that not every load has to
+    /// look for victims.
+    pub(crate) fn excess(&self) -> usize {
+        match self
+            .loaded
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.limit)
+        {
+            0 => 0,
+            excess => excess + self.limit / 16,
+        }
     }
 }

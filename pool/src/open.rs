@@ -22,6 +22,7 @@ use crate::flush::Flushes;
 use crate::history::{History, HistoryStore, KnownBy, find_superblock};
 use crate::host::{DataIo, Host};
 use crate::log::{self, IntentLog, LogStore, Record, log_error};
+use crate::memory::MemoryBudget;
 use crate::metadata::{Committed, Metadata};
 use crate::name::DeviceName;
 use crate::pool::{Counters, Health, Pool, Table};
@@ -59,6 +60,8 @@ pub struct OpenOptions {
     pub zero_new_blocks: bool,
     /// Give the space of blocks that nobody maps any more back to the data store.
     pub discard_passdown: bool,
+    /// What mappings and metadata may take in memory.
+    pub memory: MemoryBudget,
 }
 
 impl Default for OpenOptions {
@@ -67,6 +70,7 @@ impl Default for OpenOptions {
             read_only: false,
             zero_new_blocks: true,
             discard_passdown: true,
+            memory: MemoryBudget::default(),
         }
     }
 }
@@ -231,8 +235,8 @@ impl<H: Host> Pool<H> {
             flushes: Flushes::default(),
             superseded: Mutex::default(),
             commit_durations: Histogram::default(),
-            chunk_budget: ChunkBudget::default(),
-            metadata_room: Room::default(),
+            chunk_budget: ChunkBudget::new(options.memory.chunks_max()),
+            metadata_room: Room::new(options.memory.changed_chunks_max()),
             counters: Counters {
                 deleting: deleting.into(),
                 // Whatever the last daemon wrote in place may not be synced.

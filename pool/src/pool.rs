@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::allocator::DataAllocator;
 use crate::backlog::Backlog;
-use crate::chunks::{CHUNK_BLOCKS, CHUNKS_MAX, Chunk, ChunkBudget, first_block};
+use crate::chunks::{CHUNK_BLOCKS, Chunk, ChunkBudget, first_block};
 use crate::device::{Device, ThinDevice};
 use crate::epoch::Epochs;
 use crate::error::Error;
@@ -238,11 +238,10 @@ impl<H: Host> Pool<H> {
     }
 
     fn evict_chunks(&self) {
-        // A few more than needed, so that not every load has to look for victims.
-        let mut wanted = match self.chunk_budget.excess(CHUNKS_MAX) {
-            0 => return,
-            excess => excess + CHUNKS_MAX / 16,
-        };
+        let mut wanted = self.chunk_budget.excess();
+        if wanted == 0 {
+            return;
+        }
         let devices: Vec<_> = self.table.read().devices.values().map(Arc::clone).collect();
         for device in devices {
             wanted -= device.chunks.evict(wanted, &self.chunk_budget);

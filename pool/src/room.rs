@@ -60,8 +60,9 @@ pub(crate) struct Space {
 }
 
 /// The room for changes until the next commit.
-#[derive(Default)]
 pub(crate) struct Room {
+    /// The most chunks that may have changes, for the sake of memory.
+    chunks_max: u64,
     total: AtomicU64,
     free: AtomicU64,
     usable: AtomicU64,
@@ -70,6 +71,17 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// None, until a commit has said what it has left.
+    pub(crate) fn new(chunks_max: u64) -> Self {
+        Room {
+            chunks_max,
+            total: AtomicU64::new(0),
+            free: AtomicU64::new(0),
+            usable: AtomicU64::new(0),
+            overflow: AtomicU64::new(0),
+        }
+    }
+
     /// Takes over what a commit has left.
     pub(crate) fn note(&self, space: Space) {
         let usable = space.free.saturating_sub(space.kept + BLOCKS_A_COMMIT);
@@ -102,7 +114,9 @@ impl Room {
         let counts = (COUNTS_A_CHANGE * changes).min(COUNTS_A_CHUNK * chunks);
         let overflow = (counts + COUNTS_A_CHANGE * more).min(self.overflow.load(Ordering::Relaxed));
         let needed = mappings + BLOCKS_A_CHANGE * more + overflow;
-        changes + more <= CHANGES_MAX && needed <= self.usable.load(Ordering::Relaxed)
+        changes + more <= CHANGES_MAX
+            && chunks + more <= self.chunks_max
+            && needed <= self.usable.load(Ordering::Relaxed)
     }
 }
 
@@ -112,7 +126,7 @@ mod tests {
 
     /// Room for mappings; what overflow counts can need comes on top.
     fn room(usable: u64, data_used: u64) -> Room {
-        let room = Room::default();
+        let room = Room::new(u64::MAX);
         let overflow = overflow_blocks(data_used);
         room.note(Space {
             total: 2 * usable,
@@ -150,7 +164,7 @@ mod tests {
 
     #[test]
     fn in_a_large_pool_each_change_may_touch_a_leaf_of_counts() {
-        let room = Room::default();
+        let room = Room::new(u64::MAX);
         room.note(Space {
             total: 10_000,
             free: 2620 + BLOCKS_A_COMMIT,
@@ -174,9 +188,23 @@ mod tests {
     }
 
     #[test]
+    fn changes_wait_in_so_many_chunks() {
+        let room = Room {
+            chunks_max: 100,
+            ..room(1 << 40, 0)
+        };
+        let waiting = |chunks| Waiting {
+            changes: 1000,
+            chunks,
+        };
+        assert!(room.admits(waiting(99), 1));
+        assert!(!room.admits(waiting(100), 1));
+    }
+
+    #[test]
     fn an_exhausted_pool_admits_nothing() {
         assert!(room(7, 0).is_exhausted());
         assert!(!room(8, 0).is_exhausted());
-        assert!(Room::default().is_exhausted());
+        assert!(Room::new(u64::MAX).is_exhausted());
     }
 }

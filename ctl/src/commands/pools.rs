@@ -1,5 +1,7 @@
 //! Whole pools: `init`, `adopt`, `grow`.
 
+use pool::MemoryBudget;
+
 use super::{Context, unexpected};
 use crate::cli::{AdoptArgs, GrowArgs, InitArgs};
 use crate::pool_dir::{self, Access, PoolDir, StoreRequest, new_location};
@@ -49,7 +51,7 @@ pub(super) fn adopt(context: &Context, args: &AdoptArgs) -> Result<(), CallError
 }
 
 fn tell(context: &Context, dir: PoolDir) -> Result<(), CallError> {
-    let service = PoolService::open(dir)?;
+    let service = PoolService::open(dir, MemoryBudget::default())?;
     context.output.print_quietly(&service.pool_info())
 }
 

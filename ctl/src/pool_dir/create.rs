@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metadata_btree::FileStore;
-use pool::{AdoptedVolume, BlockSize, CatalogStore, Pool};
+use pool::{AdoptedVolume, BlockSize, CatalogStore, MemoryBudget, Pool};
 use reactor::FileHost;
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -145,7 +145,7 @@ pub fn adopt(
         path: path.to_owned(),
         config: config(data.clone(), metadata.clone(), true),
     };
-    drop(PoolService::open(trial)?);
+    drop(PoolService::open(trial, MemoryBudget::default())?);
     made.finish(path, data, metadata, read_only)
 }
 
