@@ -2,16 +2,19 @@
 //!
 //! One bit a block, in memory: 2 MiB for a pool of 1 TiB. A block is taken here before its data is
 //! written and long before its count is in the data space map; it comes back when it never got a
-//! mapping, or after its last mapping went away durably and its epoch drained. Next fit, so that
-//! blocks written one after the other lie one after the other.
+//! mapping, or after its last mapping went away durably and its epoch drained.
 //!
 //! Blocks are drawn in runs: the data store is asked for the space of a run at once, before any of
 //! its blocks is handed out. What waits to be filled in therefore cannot fail for want of space. The store
 //! also tells whether a run reads as zeros, as what was never written does.
+//!
+//! Each run is for one device, and the search is next fit. So what a device writes one after the other lies one
+//! after the other, whoever else writes meanwhile, and what a clone changes lies close together. A device
+//! for which no run is left takes over another's: the last block of a pool can be had by any.
 
 use std::ops::Range;
 
-use crate::units::DataBlock;
+use crate::units::{DataBlock, ThinId};
 
 /// The data blocks of a pool, taken or free.
 pub(crate) struct DataAllocator {
@@ -21,11 +24,21 @@ pub(crate) struct DataAllocator {
     free: u64,
     /// The word where the next search begins.
     cursor: usize,
-    /// Blocks that have their space: taken in the bitmap, but still counted free.
-    ready: Range<u64>,
-    /// Whether they read as zeros.
-    ready_is_zero: bool,
+    /// Taken in the bitmap, but still counted free; the oldest first, at most one for a device, none empty.
+    ready: Vec<Ready>,
 }
+
+/// A run of blocks that have their space.
+struct Ready {
+    /// The device that is to have them.
+    owner: Option<ThinId>,
+    blocks: Range<u64>,
+    /// Whether they read as zeros.
+    is_zero: bool,
+}
+
+/// How many runs are ready at most. A device that has not taken blocks for so long may as well draw again.
+const READY_MAX: usize = 64;
 
 /// A block that was free, and has its space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,8 +58,7 @@ impl DataAllocator {
             total,
             free: 0,
             cursor: 0,
-            ready: 0..0,
-            ready_is_zero: false,
+            ready: Vec::new(),
         }
     }
 
@@ -79,22 +91,41 @@ impl DataAllocator {
     /// Whether a block of the pool is taken, and not merely about to be handed out.
     pub(crate) fn is_in_use(&self, block: DataBlock) -> bool {
         let (index, mask) = place(block);
-        block.0 < self.total && self.taken[index] & mask != 0 && !self.ready.contains(&block.0)
+        let is_ready = |ready: &Ready| ready.blocks.contains(&block.0);
+        block.0 < self.total && self.taken[index] & mask != 0 && !self.ready.iter().any(is_ready)
     }
 
-    /// Takes a block that is ready.
-    pub(crate) fn take(&mut self) -> Option<Fresh> {
-        let block = self.ready.next()?;
+    /// Takes a block that is ready for this device.
+    pub(crate) fn take(&mut self, owner: ThinId) -> Option<Fresh> {
+        let is_own = |ready: &Ready| ready.owner == Some(owner);
+        let index = self.ready.iter().position(is_own)?;
+        let ready = &mut self.ready[index];
+        let block = ready.blocks.next()?;
+        let is_zero = ready.is_zero;
+        if ready.blocks.is_empty() {
+            self.ready.remove(index);
+        }
         self.free -= 1;
         Some(Fresh {
             block: DataBlock(block),
-            is_zero: self.ready_is_zero,
+            is_zero,
         })
     }
 
-    /// Whether a block is ready.
-    pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// Whether a block is ready for this device; without one, for any.
+    pub(crate) fn has_ready(&self, owner: Option<ThinId>) -> bool {
+        let mut ready = self.ready.iter();
+        ready.any(|ready| owner.is_none() || ready.owner == owner)
+    }
+
+    /// Gives what has been ready for longest to this device. Whether there is anything.
+    pub(crate) fn take_over(&mut self, owner: Option<ThinId>) -> bool {
+        if self.ready.is_empty() {
+            return false;
+        }
+        let ready = self.ready.remove(0);
+        self.ready.push(Ready { owner, ..ready });
+        true
     }
 
     /// Draws a run of at most `max` free blocks, to be made ready or put back. They count as free.
@@ -118,11 +149,19 @@ impl DataAllocator {
         self.taken[index] |= mask;
     }
 
-    /// Says that the blocks of a drawn run have their space, and whether they read as zeros.
-    pub(crate) fn make_ready(&mut self, drawn: Range<u64>, is_zero: bool) {
-        assert!(self.ready.is_empty(), "one run is made ready at a time");
-        self.ready = drawn;
-        self.ready_is_zero = is_zero;
+    /// Says that the blocks of a drawn run have their space, and whether they read as zeros. They are for
+    /// this device, or for whoever comes first.
+    pub(crate) fn make_ready(&mut self, owner: Option<ThinId>, drawn: Range<u64>, is_zero: bool) {
+        assert!(!self.has_ready(owner), "a device has one run at a time");
+        if self.ready.len() == READY_MAX {
+            let oldest = self.ready.remove(0);
+            self.put_back(oldest.blocks);
+        }
+        self.ready.push(Ready {
+            owner,
+            blocks: drawn,
+            is_zero,
+        });
     }
 
     /// Puts a drawn run back.
@@ -178,13 +217,66 @@ fn place(block: DataBlock) -> (usize, u64) {
 mod tests {
     use super::*;
 
-    fn take(allocator: &mut DataAllocator) -> Option<DataBlock> {
-        if allocator.has_ready() {
-            return allocator.take().map(|fresh| fresh.block);
+    fn id(number: u32) -> ThinId {
+        ThinId::new(number).unwrap()
+    }
+
+    fn take_for(allocator: &mut DataAllocator, owner: ThinId) -> Option<DataBlock> {
+        if !allocator.has_ready(Some(owner)) {
+            match allocator.draw(7) {
+                Some(drawn) => allocator.make_ready(Some(owner), drawn, false),
+                None => {
+                    allocator.take_over(Some(owner));
+                }
+            }
         }
-        let drawn = allocator.draw(7)?;
-        allocator.make_ready(drawn, false);
-        allocator.take().map(|fresh| fresh.block)
+        allocator.take(owner).map(|fresh| fresh.block)
+    }
+
+    fn take(allocator: &mut DataAllocator) -> Option<DataBlock> {
+        take_for(allocator, id(0))
+    }
+
+    #[test]
+    fn devices_that_write_by_turns_get_runs_of_their_own() {
+        let mut allocator = DataAllocator::new(28);
+        allocator.add_free(0..28);
+        let mut blocks = [Vec::new(), Vec::new()];
+        for turn in 0..14 {
+            for (number, blocks) in (0..).zip(&mut blocks) {
+                let DataBlock(block) = take_for(&mut allocator, id(number)).unwrap();
+                blocks.push(block);
+                assert!(allocator.is_in_use(DataBlock(block)), "{turn}");
+            }
+        }
+        let [first, second] = blocks;
+        assert_eq!(first, (0..7).chain(14..21).collect::<Vec<_>>());
+        assert_eq!(second, (7..14).chain(21..28).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_last_blocks_are_anybodys() {
+        let mut allocator = DataAllocator::new(10);
+        allocator.add_free(0..10);
+        take_for(&mut allocator, id(1)).unwrap();
+        take_for(&mut allocator, id(2)).unwrap();
+        let taken = (0..8).map(|_| take_for(&mut allocator, id(3)).unwrap().0);
+        assert_eq!(taken.collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 8, 9]);
+        assert_eq!(take_for(&mut allocator, id(1)), None);
+        assert_eq!(allocator.free(), 0);
+    }
+
+    #[test]
+    fn what_nobody_takes_for_long_is_put_back() {
+        let mut allocator = DataAllocator::new(64 * 100);
+        allocator.add_free(0..64 * 100);
+        for number in 0..100 {
+            take_for(&mut allocator, id(number)).unwrap();
+        }
+        assert!(allocator.ready.len() <= READY_MAX);
+        assert!(!allocator.has_ready(Some(id(0))) && allocator.has_ready(Some(id(98))));
+        assert_eq!(allocator.free(), 64 * 100 - 100);
+        assert!(!allocator.is_in_use(DataBlock(1)));
     }
 
     #[test]
@@ -224,7 +316,7 @@ mod tests {
         assert_eq!((allocator.draw(1), allocator.free()), (None, 70));
         allocator.put_back(64..70);
         assert_eq!(allocator.draw(2), Some(64..66));
-        allocator.make_ready(0..64, false);
+        allocator.make_ready(Some(id(0)), 0..64, false);
         assert_eq!(take(&mut allocator), Some(DataBlock(0)));
         assert_eq!(allocator.free(), 69);
     }
@@ -238,7 +330,7 @@ mod tests {
         assert!(!in_use(&allocator, 60));
         assert!(!in_use(&allocator, 70) && !in_use(&allocator, u64::MAX));
         assert_eq!(allocator.draw(4), Some(60..64));
-        allocator.make_ready(60..64, false);
+        allocator.make_ready(Some(id(0)), 60..64, false);
         assert!(!in_use(&allocator, 60), "it is not handed out yet");
         assert_eq!(take(&mut allocator), Some(DataBlock(60)));
         assert!(in_use(&allocator, 60));
@@ -250,9 +342,9 @@ mod tests {
         allocator.add_free(0..2);
         for (block, is_zero) in [(0, true), (1, false)] {
             let drawn = allocator.draw(1).unwrap();
-            allocator.make_ready(drawn, is_zero);
+            allocator.make_ready(Some(id(0)), drawn, is_zero);
             let block = DataBlock(block);
-            assert_eq!(allocator.take(), Some(Fresh { block, is_zero }));
+            assert_eq!(allocator.take(id(0)), Some(Fresh { block, is_zero }));
         }
     }
 

@@ -98,7 +98,7 @@ impl<H: Host> Pool<H> {
             let reclaimed = !uncommitted && !waiting && self.reclaim_piece().await?;
             let may_commit = commits_left > 0 && self.has_unfreed();
             let may_free = may_commit || self.epochs.waiting_blocks() > 0;
-            match self.ready_block().await {
+            match self.ready_block(None).await {
                 Err(lack) if lack.is_lack_of_space() => {
                     is_store_full = matches!(lack, Error::DataStoreFull { .. });
                     if !(uncommitted || waiting || reclaimed || may_free) {

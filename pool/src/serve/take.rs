@@ -7,32 +7,34 @@ use crate::error::{Error, is_full};
 use crate::host::{DataIo, Host};
 use crate::pool::Pool;
 use crate::serve::data_error;
+use crate::units::ThinId;
 
 /// How much of the data store is asked for at once, in bytes.
 const DRAW_BYTES: u64 = 1024 * 1024;
 
 impl<H: Host> Pool<H> {
-    /// Takes a free data block that can be written without lack of space on the data store.
+    /// Takes a free data block for a device, which can be written without lack of space on the data store.
     ///
     /// # Errors
     /// As [`Pool::ready_block`].
-    pub(super) async fn take_block(&self) -> Result<Fresh, Error> {
+    pub(super) async fn take_block(&self, owner: ThinId) -> Result<Fresh, Error> {
         loop {
-            if let Some(fresh) = self.allocator.lock().take() {
+            if let Some(fresh) = self.allocator.lock().take(owner) {
                 return Ok(fresh);
             }
-            self.ready_block().await?;
+            self.ready_block(Some(owner)).await?;
         }
     }
 
-    /// Sees to it that there is a block to take, of whose space the data store is sure.
+    /// Sees to it that there is a block for a device to take, or for any, of whose space the data store is
+    /// sure.
     ///
     /// # Errors
     /// [`Error::OutOfDataSpace`] when no block is free, [`Error::DataStoreFull`] when there is no space
     /// for it.
-    pub(super) async fn ready_block(&self) -> Result<(), Error> {
+    pub(super) async fn ready_block(&self, owner: Option<ThinId>) -> Result<(), Error> {
         let _drawing = self.drawing.acquire().await;
-        match self.make_ready().await {
+        match self.make_ready(owner).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::OutOfDataSpace),
             Err(source) if is_full(&source) => Err(Error::DataStoreFull { source }),
@@ -41,18 +43,23 @@ impl<H: Host> Pool<H> {
     }
 
     /// Sees to it that blocks are ready. Whether there are any.
-    async fn make_ready(&self) -> io::Result<bool> {
-        if self.allocator.lock().has_ready() {
+    async fn make_ready(&self, owner: Option<ThinId>) -> io::Result<bool> {
+        if self.allocator.lock().has_ready(owner) {
             return Ok(true);
         }
-        match self.draw(DRAW_BYTES / self.block_size.bytes()).await {
+        let drawn = match self.draw(owner, DRAW_BYTES / self.block_size.bytes()).await {
             // What is left may suffice for one.
-            Err(cause) if is_full(&cause) => self.draw(1).await,
+            Err(cause) if is_full(&cause) => self.draw(owner, 1).await,
             outcome => outcome,
+        };
+        match drawn {
+            Ok(false) => Ok(self.allocator.lock().take_over(owner)),
+            Err(cause) if is_full(&cause) && self.allocator.lock().take_over(owner) => Ok(true),
+            drawn => drawn,
         }
     }
 
-    async fn draw(&self, max: u64) -> io::Result<bool> {
+    async fn draw(&self, owner: Option<ThinId>, max: u64) -> io::Result<bool> {
         let Some(drawn) = self.allocator.lock().draw(max) else {
             return Ok(false);
         };
@@ -61,7 +68,7 @@ impl<H: Host> Pool<H> {
         let allocated = self.data.allocate(at, len).await;
         let mut allocator = self.allocator.lock();
         match allocated {
-            Ok(is_zero) => allocator.make_ready(drawn, is_zero),
+            Ok(is_zero) => allocator.make_ready(owner, drawn, is_zero),
             Err(_) => allocator.put_back(drawn),
         }
         allocated.map(|_| true)

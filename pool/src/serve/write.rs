@@ -271,7 +271,7 @@ impl<H: Host> Pool<H> {
             self.check_commits_help()?;
             return Err(Stopped::NeedsCommit);
         };
-        let Fresh { block, is_zero } = self.take_block().await?;
+        let Fresh { block, is_zero } = self.take_block(device.id).await?;
         let reserved = Reserved {
             pool: self,
             block: Some(block),
