@@ -215,9 +215,11 @@ pub enum Command {
     /// a rollback, a freeze. It does not undo writing: blocks that only one volume has are overwritten in place, and
     /// show what was written last. A snapshot never changes, so it shows what it showed.
     ///
-    /// A superblock that is damaged is written anew by going back to the newest commit.
+    /// A superblock that is damaged is written anew by going back to the only commit that is shown then: the last that
+    /// the intent log knows, of a pool that was not closed, or else the newest in the history. What the log holds is done
+    /// again when the pool is opened next.
     ///
-    /// Nobody may use the pool meanwhile, and it must have been closed. There is no way back to what the pool is now.
+    /// Nobody may use the pool meanwhile, and else it must have been closed. There is no way back to what the pool is now.
     Rewind(RewindArgs),
     /// Write the contents of a volume or snapshot to standard output
     Read {

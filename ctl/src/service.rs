@@ -8,7 +8,7 @@ use std::sync::Arc;
 use metadata_btree::{BlockStore, FileStore};
 use parking_lot::RwLock;
 use pool::{
-    DeviceInfo, DeviceName, Identity, MemoryBudget, NewDevice, OpenOptions, Pool, Stores,
+    DeviceInfo, DeviceName, Identity, KnownBy, MemoryBudget, NewDevice, OpenOptions, Pool, Stores,
     ThinDevice,
 };
 use reactor::{FileHost, FileIo};
@@ -28,20 +28,17 @@ pub type FilePool = Pool<FileHost>;
 
 /// Says where the superblock came from, if block 0 was damaged.
 fn warn_of_lost_superblock(dir: &PoolDir, pool: &FilePool) {
-    let place = dir.metadata_path();
-    let place = place.display();
-    match pool.superblock_known_by() {
-        None => {}
-        Some(_) if !pool.is_read_only() => tracing::warn!(
-            "{place}: the superblock was damaged; it was written anew as the intent log has it, and nothing is \
-             lost: check the disk below"
-        ),
-        Some(_) => tracing::warn!(
-            "{place}: the superblock is damaged; the pool can be read as of the newest commit in its history (see \
-             'thinctl rewind {}'): check the disk below",
-            dir.path.display()
-        ),
-    }
+    let source = match pool.superblock_known_by() {
+        None => return,
+        Some(KnownBy::Log) => "the last commit in its intent log, with all that was flushed since",
+        Some(KnownBy::History(_)) => "the newest commit in its history",
+    };
+    tracing::warn!(
+        "{}: the superblock is damaged; the pool can be read, as of {source}: check the disk below, then see \
+         'thinctl rewind {}'",
+        dir.metadata_path().display(),
+        dir.path.display()
+    );
 }
 
 /// Is told how far long work has come. Called from any thread.

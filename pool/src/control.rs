@@ -270,10 +270,6 @@ impl<H: Host> Pool<H> {
         let has_ended = committed.is_ok() && !self.is_read_only();
         self.stop(Mode::Failed, "it was closed");
         if has_ended && self.log.is_empty() {
-            // Before the log goes, which knows the last superblock as well.
-            if let Some(mut writer) = self.writer.try_acquire() {
-                writer.history.sync();
-            }
             // What would remain of it says nothing.
             let _ = self.log.remove();
         }

@@ -1,8 +1,8 @@
 //! The history: the superblocks of the last commits, beside the metadata.
 //!
-//! A file of 16 slots, written in turn. Each commit puts its superblock there once it is durable, without a
-//! sync; only the close of a pool syncs. A slot that is torn or lost is harmless, since nothing that the pool
-//! promises depends on the file.
+//! A file of 16 slots, written in turn. Each commit puts its superblock there once it is durable; only if there is
+//! no intent log, which knows it as well, with a sync. A slot that is torn or lost is harmless, since nothing that
+//! the pool promises depends on the file.
 //!
 //! ```text
 //! 16 slots of 1024 bytes:
@@ -17,15 +17,20 @@
 //!
 //! Block 0 is the only place that tells where the trees are. When it is damaged there are two others:
 //!
-//! - the intent log, while a pool is not closed. Its latest entry was durable before the superblock that it
-//!   names was written, and after all that this superblock leads to. So it is the last commit, or the one
-//!   in progress, of which everything is there; and what was recorded since is in the log. If that superblock
-//!   kept the kernel out, the pool goes on with it as if nothing had happened. That is wrong in one case that is
-//!   known: a commit in progress that the next daemon has given up already, when that one was cut off, too, before
-//!   it took the log over (`tests/README.md`, seed 257602).
-//! - the history, of a pool that was closed. Its newest entry is the last commit of ours, unless the power went
-//!   before the file was synced. It cannot know whether the kernel has worked on the pool since. So that nothing is
-//!   built on a guess, such a pool can only be read until somebody has decided.
+//! - the intent log, while there is one. Its latest entry was durable before the superblock that it names was
+//!   written, and after all that this superblock leads to. So it is the last commit, or the one in progress, of
+//!   which everything is there; and what was recorded since is in the log. If not all is there that the entry
+//!   covers, it was still being synced, its superblock was never written, and the entry before it counts.
+//! - the history, if no log names a superblock. Its newest entry is the last commit of ours. It cannot know
+//!   whether the kernel has worked on the pool since.
+//!
+//! So after a crash of any kind the pool is what it would be with block 0 intact: an operation in progress was done
+//! or not, and what was flushed is there. For that, a daemon that finds in block 0 that a commit in the log never
+//! was, first takes the log over, and cuts the commit's names out of the catalog then; and a log that nothing is to
+//! be replayed from is made to name no superblock before it is removed.
+//!
+//! All the same such a pool can only be read until somebody has decided (`thinctl rewind`, `thinctl repair`): a disk
+//! that loses one block may have lost others, and the kernel may have had the pool since.
 //!
 //! Neither is believed where the trees are not what they should be. Older entries never take the place of
 //! newer ones by themselves: blocks that they name may belong to others by now.
@@ -43,7 +48,7 @@ use metadata_btree::{Block, BlockKind, BlockStore};
 pub use store::{FileHistory, HistoryStore};
 
 use crate::error::Error;
-use crate::log::{LogStore, logged_superblocks};
+use crate::log::{LogStore, agrees_with, logged_superblocks};
 use crate::superblock::{LOCATION, Superblock};
 
 /// How many superblocks are kept.
@@ -159,22 +164,12 @@ pub fn known_superblocks(
     log: &dyn LogStore,
     history: &dyn HistoryStore,
 ) -> Result<Vec<([u8; metadata_btree::BLOCK_SIZE], KnownBy)>, Error> {
-    let logged = logged_superblocks(log)?;
-    let kept = kept_superblocks(history)?;
-    let newest = kept.first().map(|newest| {
-        let known_by = KnownBy::History(newest.time);
-        (newest.superblock, known_by)
-    });
-    // A log that was removed may come back when the power goes. The last it knows is the superblock of the close,
-    // which was durable here before.
-    let is_left_over = logged.first().is_some_and(|logged| {
-        let place = kept.iter().position(|kept| kept.is(logged));
-        !Superblock::says_log(logged) && place.is_some_and(|place| place > 0)
-    });
-    if is_left_over {
-        return Ok(newest.into_iter().collect());
-    }
+    let mut logged = logged_superblocks(log)?;
+    // A commit whose entry is there and not all that it covers never was: the entry was still being synced.
+    logged.sort_by_key(|superblock| !agrees_with(log, superblock));
     let logged = logged.into_iter().map(|block| (block, KnownBy::Log));
+    let kept = kept_superblocks(history)?.into_iter().take(1);
+    let newest = kept.map(|kept| (kept.superblock, KnownBy::History(kept.time)));
     Ok(logged.chain(newest).collect())
 }
 
@@ -201,7 +196,6 @@ pub(crate) fn find_superblock(
         return Err(cause);
     };
     block.as_bytes_mut().copy_from_slice(&known);
-    BlockKind::Superblock.seal(&mut block, LOCATION);
     let superblock = Superblock::decode(&block)?;
     // Else these are other stores, or far more is damaged than the superblock.
     for root in [superblock.mapping_root, superblock.details_root] {
@@ -270,6 +264,8 @@ impl History {
         if found.is_none() {
             self.keep(superblock);
         }
+        self.is_unsynced |= forgotten > 0;
+        self.sync();
         Ok(())
     }
 

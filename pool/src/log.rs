@@ -60,13 +60,13 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use probe::{Mark, Sabotage, is_sabotaged, mark};
 
 pub use hand_over::hand_over_log;
-pub(crate) use hand_over::logged_superblocks;
+pub(crate) use hand_over::{agrees_with, logged_superblocks};
 pub(crate) use load::{Loaded, load};
 pub(crate) use record::{Durable, Intent, Record, WHOLE};
 pub use store::LogStore;
 
 use crate::error::{Error, is_full};
-use record::{Entry, Filled, Layout, void_note};
+use record::{Entry, Filled, Layout, no_entries, void_note};
 
 /// The fewest records that a generation has room for.
 const RECORDS_MIN: u64 = 1024;
@@ -284,7 +284,7 @@ impl IntentLog {
 
     /// Removes the log of a pool that has committed everything.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        self.store.remove()
+        discard(&*self.store)
     }
 
     /// Permission for a record in the generation that is current then; none when a commit has to come
@@ -375,6 +375,14 @@ impl IntentLog {
 pub(crate) fn make_void(store: &dyn LogStore) -> io::Result<()> {
     let (at, note) = void_note();
     store.write(at, &note)
+}
+
+/// Removes a log that nothing is to be replayed from. The power may bring it back, and when block 0 is lost it
+/// would be believed; so it names no superblock any more.
+pub(crate) fn discard(store: &dyn LogStore) -> io::Result<()> {
+    let without_entries = store.write(0, &no_entries()).and_then(|()| store.sync());
+    store.remove()?;
+    without_entries
 }
 
 /// While this lives, no commit begins.

@@ -206,7 +206,7 @@ impl<H: Host> Pool<H> {
         ));
         let mut history = History::new(stores.history);
         history.go_on_from(&superblock, left.is_there, may_write);
-        let mut writer = Writer::new(
+        let writer = Writer::new(
             metadata,
             loaded,
             stores.catalog,
@@ -214,9 +214,6 @@ impl<H: Host> Pool<H> {
             history,
             devices.into_keys().collect(),
         );
-        if may_write {
-            writer.mend()?;
-        }
         let pool = Pool {
             data: stores.data,
             store: stores.metadata,
@@ -256,12 +253,18 @@ impl<H: Host> Pool<H> {
     /// The pool, after what the log holds was done again.
     fn taken_up(self, superblock: &Superblock, replayed: &[Record]) -> Result<Arc<Self>, Error> {
         let pool = Arc::new(self);
-        match pool.writer.try_acquire() {
-            Some(mut writer) => pool.note_metadata_space(&mut writer),
-            None => unreachable!("nobody else has the pool yet"),
-        }
+        let Some(mut writer) = pool.writer.try_acquire() else {
+            unreachable!("nobody else has the pool yet")
+        };
+        pool.note_metadata_space(&mut writer);
         pool.replay(replayed)?;
         pool.take_log_over(superblock, replayed)?;
+        if !pool.is_read_only() {
+            // Not before: until then the log may name a commit that was given up, and is all that is known
+            // of it should block 0 be lost now. Its names must still be there.
+            writer.mend()?;
+        }
+        drop(writer);
         Ok(pool)
     }
 
@@ -282,6 +285,10 @@ fn load_log<H: Host>(
     may_write: bool,
 ) -> Result<log::Loaded, Error> {
     let left = log::load(&*stores.log, superblock)?;
+    if may_write && left.is_there && !superblock.has_log {
+        // Of a pool that was closed, or of a commit that never was. Only who loses block 0 would miss this.
+        let _ = log::discard(&*stores.log);
+    }
     if may_write {
         make_durable(&*stores.metadata, superblock, left.is_there).map_err(|source| Error::Io {
             what: "making the superblock durable".into(),
@@ -350,12 +357,16 @@ fn read_only_reason(
     known_by: Option<KnownBy>,
     asked: bool,
 ) -> Option<String> {
-    // A superblock that says that there is a log has kept the kernel out since it was logged.
-    let is_certain = known_by == Some(KnownBy::Log) && superblock.has_log;
-    if known_by.is_some() && !is_certain {
-        let advice = "the superblock is damaged: this is the newest commit in the history, which 'rewind' or \
-                      'repair' make the last one";
-        return Some(advice.into());
+    if let Some(known_by) = known_by {
+        let source = match known_by {
+            KnownBy::Log => {
+                "the last commit that the intent log has whole, with all that was flushed since"
+            }
+            KnownBy::History(_) => "the newest commit in the history",
+        };
+        return Some(format!(
+            "the superblock is damaged: this is {source}; 'rewind' writes its superblock anew, 'repair' new metadata"
+        ));
     }
     if superblock.needs_check() {
         let advice = "needs_check is set in the superblock: check and repair the metadata first";

@@ -150,11 +150,6 @@ impl Superblock {
         block
     }
 
-    /// Whether an encoded superblock says that there is a log.
-    pub(crate) fn says_log(block: &[u8; metadata_btree::BLOCK_SIZE]) -> bool {
-        block[360..364] == INCOMPAT_LOG.to_le_bytes()
-    }
-
     /// Has an encoded superblock say that there is no log.
     pub(crate) fn clear_log(block: &mut Block) {
         let flags = get_u32(block, 360) & !INCOMPAT_LOG;

@@ -147,6 +147,10 @@ impl Writer {
         self.metadata
             .commit(|superblock| self.log.prepare(superblock, durable))?;
         self.history.keep(&self.metadata.superblock().block());
+        if !self.metadata.superblock().has_log {
+            // Nothing else knows it.
+            self.history.sync();
+        }
         self.log.note_announced(self.metadata.superblock().has_log);
         let freed = self.metadata.transaction().take_freed();
         if self.catalog.wants_compaction(self.lines) {

@@ -29,18 +29,41 @@ for bytes in /dev/zero /dev/urandom; do
     verify "$POOL"
 done
 
-# Of a daemon that was killed the log knows it: nothing is lost, and nobody has to do anything.
+# Of a daemon that was killed the log knows it: it can be read, with all that was flushed, and is made good without any
+# loss.
 serve_nbd "$POOL"
 qemu-io -f raw -c "write -P 7 60M 1M" -c flush "$(uri vol)" >/dev/null
 kill -KILL "$DAEMON"
 wait "$DAEMON" 2>/dev/null || true
 DAEMONS=()
+flushed() {
+    thinctl read "$POOL/vol" --offset 60M --length 1M | cmp - <(head -c 1048576 /dev/zero | tr '\0' '\007') ||
+        fail "a flushed write is gone $1"
+}
 head -c 512 /dev/zero | dd of="$POOL/metadata" conv=notrunc status=none
-thinctl ls "$POOL" 2>"$SCRATCH/warning" >/dev/null
-grep -q "written anew" "$SCRATCH/warning" || fail "it was not said: $(cat "$SCRATCH/warning")"
+print=$(fingerprint "$POOL")
+flushed "without the superblock" 2>"$SCRATCH/warning"
+grep -q "as of the last commit in its intent log" "$SCRATCH/warning" ||
+    fail "it was not said: $(cat "$SCRATCH/warning")"
+must_fail thinctl create "$POOL/new" --size 1M
+same "$(commits -r '[.commits[].state] | join(" ")')" whole "what the log goes on from"
+same "$(fingerprint "$POOL")" "$print" "the pool, when it was read"
+thinctl rewind "$POOL" --to "$(present)" >"$SCRATCH/report"
+flushed "after the superblock was written anew"
 verify "$POOL"
-thinctl read "$POOL/vol" --offset 60M --length 1M | cmp - <(head -c 1048576 /dev/zero | tr '\0' '\007') ||
-    fail "a flushed write is gone"
+
+# Or with new metadata, which the log goes over to.
+serve_nbd "$POOL"
+qemu-io -f raw -c "write -P 7 60M 1M" -c "write -P 9 20M 1M" -c flush "$(uri vol)" >/dev/null
+kill -KILL "$DAEMON"
+wait "$DAEMON" 2>/dev/null || true
+DAEMONS=()
+head -c 512 /dev/urandom | dd of="$POOL/metadata" conv=notrunc status=none
+thinctl repair "$POOL" --replace >"$SCRATCH/report"
+flushed "after a repair"
+thinctl read "$POOL/vol" --offset 20M --length 1M | cmp - <(head -c 1048576 /dev/zero | tr '\0' '\011') ||
+    fail "a flushed write is gone after a repair"
+verify "$POOL"
 
 # A rename, and the removal of a snapshot whose blocks the volume still has, are undone.
 before=$(present)

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use parking_lot::Mutex;
-use pool::{DeviceName, Error, ErrorKind, NoSpacePolicy, Pool, ThinDevice, Zeroing};
+use pool::{DeviceName, Error, ErrorKind, Mode, NoSpacePolicy, Pool, ThinDevice, Zeroing};
 
 use crate::Prng;
 use crate::driver::Tally;
 use crate::executor::{Task, block_on, run};
 use crate::history::History;
 use crate::setup::{expect_true_space, geometry, new, read_all};
-use crate::sim::{Fault, FaultKind, Io, Machine, Shape, SimHost};
+use crate::sim::{Fault, FaultKind, Io, Machine, Power, Shape, SimHost};
 
 const BLOCK: u64 = 65_536;
 /// Blocks of a volume.
@@ -42,6 +42,7 @@ struct Copy {
 pub struct Crowd {
     /// The pool.
     pub pool: Arc<Pool<SimHost>>,
+    power: Arc<Power>,
     history: History,
     copies: Mutex<Vec<Copy>>,
     names: AtomicU64,
@@ -65,6 +66,7 @@ impl Crowd {
         }
         Crowd {
             pool,
+            power: Arc::clone(&machine.power),
             history: History::new(VOLUMES, usize::try_from(SECTORS).unwrap()),
             copies: Mutex::new(Vec::new()),
             names: AtomicU64::new(0),
@@ -76,6 +78,8 @@ impl Crowd {
     /// Whether it succeeded; fails the test unless that may be.
     fn succeeded<T>(&self, what: &str, outcome: Result<T, Error>) -> Option<T> {
         match outcome {
+            // A dead daemon answers nobody.
+            Ok(_) if self.power.is_off() => None,
             Ok(value) => Some(value),
             Err(_) if self.may_fail => None,
             Err(cause) if self.may_be_full && cause.kind() == ErrorKind::NoSpace => None,
@@ -434,6 +438,14 @@ pub fn episode(prng: &mut Prng) -> Tally {
         }
     };
     let is_kill = end == End::Kill;
+    if prng.chance(25) {
+        survivor.metadata.lose_superblock();
+        let pool = survivor.open().unwrap();
+        assert_eq!(pool.status().mode, Mode::ReadOnly, "without superblock");
+        crowd.check(&pool, !is_kill);
+        survivor.rewind();
+        tally.lost_superblocks += 1;
+    }
     let pool = survivor.open().unwrap();
     crowd.check(&pool, !is_kill);
     expect_true_space(&survivor, &pool);

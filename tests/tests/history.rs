@@ -11,7 +11,7 @@ use tests::executor::block_on;
 use tests::image::dumped;
 use tests::scene::Scene;
 use tests::setup::{expect_runs, geometry, name, new};
-use tests::sim::{Machine, Shape, SimHost};
+use tests::sim::{Fault, Io, Machine, Shape, SimHost};
 use tests::truth::Kept;
 
 const BLOCK: usize = 65_536;
@@ -36,8 +36,7 @@ fn superblock(machine: &Machine) -> [u8; 4096] {
     block
 }
 
-/// At each step of a commit and of a flush, killed or without power: the log knows the superblock, and nothing
-/// flushed is lost.
+/// At each step of a commit, killed or without power: the log knows the superblock, and nothing flushed is lost.
 #[test]
 fn a_superblock_that_is_lost_in_a_crash_is_in_the_log() {
     for is_kill in [false, true] {
@@ -55,13 +54,19 @@ fn a_superblock_that_is_lost_in_a_crash_is_in_the_log() {
                     .machine
                     .after_cut(Shape::any(&mut Prng::new(step)), &mut Prng::new(step)),
             };
-            machine.metadata.lose_superblock();
             let kept = if is_kill {
                 Kept::Acknowledged
             } else {
                 Kept::Flushed
             };
             let who = format!("kill {is_kill}, step {step}");
+            machine.metadata.lose_superblock();
+            let pool = machine.open().unwrap();
+            assert_eq!(pool.superblock_known_by(), Some(KnownBy::Log), "{who}");
+            assert_eq!(pool.status().mode, Mode::ReadOnly, "{who}");
+            scene.contents.expect(&who, &pool, kept);
+            drop(pool);
+            machine.rewind();
             scene.contents.examine(&who, &machine, kept);
             if committed.is_ok() {
                 assert!(step > 5, "{who}: a commit has more steps");
@@ -123,6 +128,8 @@ fn a_superblock_that_comes_again_is_no_older_one() {
         let machine = machine.after_kill(&mut Prng::new(2));
         if superblock(&machine)[360..364] == INCOMPAT_LOG.to_le_bytes() {
             machine.metadata.lose_superblock();
+            assert_eq!(machine.open().unwrap().status().mode, Mode::ReadOnly);
+            machine.rewind();
             lost += 1;
         }
         let pool = machine.open().unwrap();
@@ -133,6 +140,65 @@ fn a_superblock_that_comes_again_is_no_older_one() {
         }
     }
     assert!(lost > 3, "{lost} steps with a log");
+}
+
+/// A commit that was given up: its entry is in the log, and its line in the catalog until the log is taken over. Block 0
+/// is lost after each step of the daemon that does so.
+#[test]
+fn a_commit_that_was_given_up_is_still_whole() {
+    for step in 0.. {
+        let machine = Machine::new(geometry(32), Prng::new(1));
+        let pool = pool_on(&machine);
+        let entries = machine.power.count(Io::LogSync);
+        machine.power.set_faults([Fault {
+            io: Some(Io::MetadataFlush),
+            after: 1,
+            ..Fault::once(Io::MetadataFlush)
+        }]);
+        assert!(block_on(pool.create_snapshots(vec![new("a@s")])).is_err());
+        assert!(machine.power.count(Io::LogSync) > entries, "no entry");
+        let machine = machine.after_cut(Shape::AllButSuperblock, &mut Prng::new(step));
+        machine.power.set_kill(true);
+        machine.power.cut_at(Some(step));
+        let is_over = machine.open().is_ok();
+        let machine = machine.after_kill(&mut Prng::new(step));
+        machine.metadata.lose_superblock();
+        let names = |machine: &Machine| -> Vec<String> {
+            let devices = machine.open().unwrap().devices().into_iter();
+            devices.map(|info| info.name.to_string()).collect()
+        };
+        let found = names(&machine);
+        assert!(
+            found == ["a"] || found == ["a", "a@s"],
+            "step {step}: {found:?}"
+        );
+        machine.rewind();
+        assert_eq!(names(&machine), found, "step {step}");
+        if is_over {
+            assert_eq!(found, ["a"], "the commit never was");
+            break;
+        }
+    }
+}
+
+/// A log that names a commit that never was, of a pool that needs none, is not believed after the next start.
+#[test]
+fn a_log_of_a_closed_pool_is_not_believed() {
+    let machine = Machine::new(geometry(32), Prng::new(1));
+    block_on(pool_on(&machine).close()).unwrap();
+    let pool = machine.open().unwrap();
+    machine.power.cut_at(Some(machine.power.changes() + 4));
+    let volume = pool.open_device(&name("a")).unwrap();
+    assert!(block_on(volume.write(BLOCK as u64, &[2; BLOCK], true)).is_err());
+    let machine = machine.after_cut(Shape::AllButSuperblock, &mut Prng::new(2));
+    assert!(machine.log.content().is_some());
+    let pool = machine.open().unwrap();
+    block_on(pool.create_volume(new("b"), BLOCK as u64, None)).unwrap();
+    let machine = machine.after_cut(Shape::All, &mut Prng::new(2));
+    machine.metadata.lose_superblock();
+    let pool = machine.open().unwrap();
+    assert_eq!(pool.superblock_known_by(), Some(KnownBy::History(0)));
+    assert_eq!(pool.devices().len(), 2);
 }
 
 /// Whoever works on a pool writes its superblock, too.

@@ -8,7 +8,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use metadata_check::{BlockSource, CheckOptions, ComparedDevice, check, compare};
-use pool::{INCOMPAT_LOG, KeptSuperblock, kept_superblocks};
+use pool::{
+    INCOMPAT_LOG, KeptSuperblock, KnownBy, kept_superblocks, known_superblocks, without_log,
+};
 use serde::Serialize;
 
 use super::Context;
@@ -42,8 +44,12 @@ struct CommitReport {
     devices: Vec<DeviceReport>,
     /// Devices made since, which would be lost.
     created: Vec<u32>,
+    /// What block 0 is to be.
     #[serde(skip)]
     superblock: [u8; 4096],
+    /// Whether an intent log is to be taken over first.
+    #[serde(skip)]
+    has_log: bool,
 }
 
 /// What a commit is.
@@ -122,15 +128,10 @@ fn look(context: &Context, dir: &PoolDir, metadata: &File) -> Result<RewindRepor
             let judged = line.map(|kept| judge(dir, metadata, kept, Some(&present)));
             report.commits = judged.collect::<Result<_, _>>()?;
         }
-        // Nothing else tells what was the last; so it must be the newest.
         None if is_damaged(metadata) => {
-            report.notes.push(
-                "the superblock is damaged: only the newest commit can be gone back to, and nothing is known of \
-                 changes by anything but this program"
-                    .to_owned(),
-            );
-            let newest = kept.first().map(|kept| judge(dir, metadata, kept, None));
-            report.commits = newest.into_iter().collect::<Result<_, _>>()?;
+            let (commit, note) = look_for_last(dir, metadata, &kept)?;
+            report.commits.extend(commit);
+            report.notes.push(note.to_owned());
         }
         None => report.notes.push(
             "the history has nothing that leads to the present commit: it begins with the next"
@@ -138,6 +139,45 @@ fn look(context: &Context, dir: &PoolDir, metadata: &File) -> Result<RewindRepor
         ),
     }
     Ok(report)
+}
+
+/// The only commit that a damaged superblock can be written anew from, and what is to be said of it.
+fn look_for_last(
+    dir: &PoolDir,
+    metadata: &File,
+    kept: &[KeptSuperblock],
+) -> Result<(Option<CommitReport>, &'static str), CallError> {
+    let known = known_superblocks(&dir.log()?, &dir.history());
+    let known = known.map_err(|cause| CallError::pool(&dir.path, &cause))?;
+    let Some((superblock, known_by)) = known.first() else {
+        let note = "the superblock is damaged, and neither log nor history knows it: see 'thinctl help repair'";
+        return Ok((None, note));
+    };
+    let place = kept.iter().find(|kept| kept.is(superblock));
+    // As the history would have it.
+    let next = kept
+        .first()
+        .map_or(0, |newest| newest.sequence.wrapping_add(1));
+    let last = KeptSuperblock {
+        sequence: place.map_or(next, |kept| kept.sequence),
+        time: place.map_or(0, |kept| kept.time),
+        superblock: *superblock,
+    };
+    let mut commit = judge(dir, metadata, &last, None)?;
+    let note = match known_by {
+        KnownBy::Log => {
+            // The log goes on from it as it is.
+            commit.superblock = *superblock;
+            commit.has_log = false;
+            "the superblock is damaged: the last commit is the one that the intent log goes on from, and the next to \
+             open the pool does again what the log holds"
+        }
+        KnownBy::History(_) => {
+            "the superblock is damaged: only the newest commit can be gone back to, and nothing is known of changes \
+             by anything but this program"
+        }
+    };
+    Ok((Some(commit), note))
 }
 
 fn is_damaged(metadata: &File) -> bool {
@@ -163,7 +203,8 @@ fn judge(
         fault: None,
         devices: Vec::new(),
         created: Vec::new(),
-        superblock: *superblock,
+        superblock: without_log(superblock),
+        has_log: has_log(superblock),
     };
     let options = CheckOptions {
         superblock: Some(superblock),
@@ -223,7 +264,7 @@ fn chosen<'a>(
         return Err(CallError::new(CallErrorKind::NotFound, message));
     };
     // The first is what the pool is now.
-    if has_log(&commits[0].superblock) {
+    if commits[0].has_log {
         return Err(CallError::invalid(format!(
             "{place}: was not closed, and its intent log may hold flushed writes: let 'thinctl ls {place}' take \
              them over first"
@@ -262,9 +303,8 @@ fn go_back(dir: &PoolDir, metadata: &File, superblock: &[u8; 4096]) -> Result<()
     let catalog = dir.path.join("catalog");
     let kept = fs::copy(&catalog, dir.path.join(CATALOG_KEPT));
     kept.map_err(|cause| CallError::io(catalog.display(), &cause))?;
-    let superblock = pool::without_log(superblock);
     metadata
-        .write_all_at(&superblock, 0)
+        .write_all_at(superblock, 0)
         .and_then(|()| metadata.sync_all())
         .map_err(|cause| CallError::io(dir.metadata_path().display(), &cause))
 }

@@ -13,7 +13,7 @@ use super::{LogStore, log_error};
 use crate::error::Error;
 use crate::superblock::{LOCATION, Superblock};
 
-/// The superblocks to which a log belongs, newest first, as far as it knows them: all but flags and checksum.
+/// The superblocks to which a log belongs, newest first, as far as it knows them: all but flags.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -22,8 +22,19 @@ pub(crate) fn logged_superblocks(log: &dyn LogStore) -> Result<Vec<[u8; 4096]>, 
     let entries = [0, 1].map(|page| Entry::decode(&content, page));
     let mut entries: Vec<Entry> = entries.into_iter().flatten().collect();
     entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.durable.generation));
-    let image = |entry: &Entry| *entry.superblock_image().as_bytes();
+    let image = |entry: &Entry| {
+        let mut block = entry.superblock_image();
+        BlockKind::Superblock.seal(&mut block, LOCATION);
+        *block.as_bytes()
+    };
     Ok(entries.iter().map(image).collect())
+}
+
+/// Whether what a log holds can be done again with this superblock.
+pub(crate) fn agrees_with(log: &dyn LogStore, superblock: &[u8; 4096]) -> bool {
+    let mut block = Block::zeroed();
+    block.as_bytes_mut().copy_from_slice(superblock);
+    Superblock::decode(&block).is_ok_and(|superblock| load(log, &superblock).is_ok())
 }
 
 /// Makes what a log holds for the superblock `old` belong to the metadata in `new` as well, durably. Returns

@@ -269,6 +269,11 @@ impl Durable {
     }
 }
 
+/// What lies in place of both entries of a log that belongs to no superblock.
+pub(super) fn no_entries() -> [u8; MARKER_PAGE * PAGE_BYTES] {
+    [0; MARKER_PAGE * PAGE_BYTES]
+}
+
 /// The note that of a log only what is durable may be used, and where it belongs.
 pub(super) fn void_note() -> (u64, [u8; RECORD_BYTES]) {
     let at = (VOID_PAGE * PAGE_BYTES) as u64;

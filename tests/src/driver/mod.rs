@@ -189,16 +189,14 @@ impl Driver {
         let expected = self.model.apply(op, self.number);
         let outcome = block_on(self.perform(op));
         if self.machine.power.is_off() {
-            if is_kill && outcome.is_err() {
+            if is_kill {
                 self.before_kill.clone_from(&before);
             }
-            let before = before.filter(|_| op.is_control());
-            // Whether it was done is seen after the next opening.
-            match (before, outcome) {
-                (_, Ok(_)) => self.model.settle(op),
-                (Some(before), Err(_)) => self.alternative = Some(before),
-                (None, Err(_)) => {}
+            if outcome.is_ok() {
+                self.model.settle(op);
             }
+            // Nobody was answered. Whether it was done is seen after the next opening.
+            self.alternative = before.filter(|_| op.is_control());
             return;
         }
         if self.is_scarcity(expected, &outcome) {

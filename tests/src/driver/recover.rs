@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use pool::{DeviceName, INCOMPAT_LOG, Mode};
+use pool::{DeviceName, Mode};
 
 use super::crash::{Crash, End};
 use super::{Driver, Tally};
 use crate::executor::block_on;
 use crate::image::{self, Dumped, dumped};
 use crate::model::{BLOCK, Mapping, Model, UNIT, Unit};
-use crate::sim::{Image, Survivors, to_usize};
+use crate::sim::{Survivors, to_usize};
 
 impl Driver {
     /// Opens the pool. After a clean close everything must be exactly as it was; after a power cut
@@ -70,30 +70,47 @@ impl Driver {
             self.end(end);
         }
         self.tally.doubles += u64::from(crash.ends.len() > 1);
-        self.lose_superblock();
-        if crash.ends.iter().all(|end| end.is_kill) {
+        let is_kill = crash.ends.iter().all(|end| end.is_kill);
+        if (self.tally.kills + self.tally.cuts) % 4 == 3 {
+            self.lose_superblock(is_kill);
+        }
+        if is_kill {
             self.tally.kills += 1;
             self.open_after_kill();
         } else {
             self.tally.cuts += 1;
             self.open_again(false);
         }
+        self.before_kill = None;
     }
 
-    /// Damages the superblock after every fourth crash, unless a pool without it is refused, or can only be read: two
-    /// misfortunes at a time are more than is promised. What opens all the same must be as it was.
-    fn lose_superblock(&mut self) {
-        let is_turn = (self.tally.kills + self.tally.cuts) % 4 == 3;
-        if !is_turn || !has_log(&self.machine.metadata.image()) {
-            return;
+    /// Damages the superblock besides. The pool can be read, and holds what it would hold otherwise; nothing is
+    /// written until there is a superblock again. Then it is as if nothing had happened.
+    fn lose_superblock(&mut self, is_kill: bool) {
+        self.history.push("the superblock is lost".to_owned());
+        self.tally.lost_superblocks += 1;
+        self.machine.metadata.lose_superblock();
+        let pool = match self.machine.open() {
+            Ok(pool) => pool,
+            Err(cause) => panic!("the pool does not open without its superblock: {cause}"),
+        };
+        assert_eq!(pool.status().mode, Mode::ReadOnly, "without superblock");
+        self.pool = Some(pool);
+        let contents = self.read_all();
+        self.check_allowed(&contents);
+        if is_kill {
+            self.check_kept(&contents);
         }
-        let copy = self.machine.after_kill(&mut self.prng);
-        copy.metadata.lose_superblock();
-        let opened = copy.open();
-        if opened.is_ok_and(|pool| pool.status().mode != Mode::ReadOnly) {
-            self.history.push("the superblock is lost".to_owned());
-            self.machine.metadata.lose_superblock();
-            self.tally.lost_superblocks += 1;
+        self.pool = None;
+        assert_eq!(
+            self.machine.power.changes(),
+            0,
+            "changes of a pool that can only be read"
+        );
+        if self.prng.chance(10) {
+            self.machine.repair();
+        } else {
+            self.machine.rewind();
         }
     }
 
@@ -140,6 +157,23 @@ impl Driver {
         fork
     }
 
+    /// Sees whether everything is what it may be after a power cut, the interrupted operation done or not.
+    fn check_allowed(&self, contents: &BTreeMap<DeviceName, Vec<u8>>) {
+        let reason = match self.foreign(&self.model, contents) {
+            Ok(()) => return,
+            Err(reason) => reason,
+        };
+        let undone = self
+            .alternative
+            .as_ref()
+            .map(|other| self.foreign(other, contents));
+        assert_eq!(
+            undone,
+            Some(Ok(())),
+            "without superblock, if not undone: {reason}"
+        );
+    }
+
     /// Opens the pool: what was acknowledged must be there.
     fn open_after_kill(&mut self) {
         let pool = match self.machine.open() {
@@ -169,8 +203,8 @@ impl Driver {
     }
 
     /// Sees whether everything is what it was, or what the interrupted operation may have made of it.
-    fn check_kept(&mut self, contents: &BTreeMap<DeviceName, Vec<u8>>) {
-        let before = self.before_kill.take();
+    fn check_kept(&self, contents: &BTreeMap<DeviceName, Vec<u8>>) {
+        let before = &self.before_kill;
         let models = [Some(&self.model), before.as_ref()];
         for (name, bytes) in contents {
             for (unit, found) in (0..).zip(bytes.chunks(UNIT)) {
@@ -219,22 +253,24 @@ impl Driver {
         contents
     }
 
-    /// Takes over contents and mappings, if the model allows them.
-    fn try_adopt(
-        &mut self,
+    /// Says what of the pool a model does not allow.
+    fn foreign(
+        &self,
+        model: &Model,
         contents: &BTreeMap<DeviceName, Vec<u8>>,
-        dumped: &BTreeMap<u32, Dumped>,
     ) -> Result<(), String> {
         let infos = self.pool().devices();
         let names: Vec<_> = infos.iter().map(|info| &info.name).collect();
-        let known: Vec<_> = self.model.devices.keys().collect();
+        let known: Vec<_> = model.devices.keys().collect();
         if names != known {
             return Err(format!("found {names:?}, expected {known:?}"));
         }
+        let may_read_only = self.pool().status().mode == Mode::ReadOnly;
         for info in &infos {
-            let device = &self.model.devices[&info.name];
+            let device = &model.devices[&info.name];
             let found = (&info.uuid, info.size, info.read_only);
-            let expected = (&device.uuid, device.size, device.read_only);
+            let read_only = device.read_only || may_read_only;
+            let expected = (&device.uuid, device.size, read_only);
             if found != expected {
                 return Err(format!(
                     "{}: found {found:?}, expected {expected:?}",
@@ -243,13 +279,23 @@ impl Driver {
             }
         }
         let blocks = self.pool().status().data_total_bytes / crate::model::BLOCK;
-        if blocks != self.model.data_blocks {
+        if blocks != model.data_blocks {
             return Err(format!(
                 "{blocks} data blocks, expected {}",
-                self.model.data_blocks
+                model.data_blocks
             ));
         }
-        allowed(&self.model, contents)?;
+        allowed(model, contents)
+    }
+
+    /// Takes over contents and mappings, if the model allows them.
+    fn try_adopt(
+        &mut self,
+        contents: &BTreeMap<DeviceName, Vec<u8>>,
+        dumped: &BTreeMap<u32, Dumped>,
+    ) -> Result<(), String> {
+        self.foreign(&self.model, contents)?;
+        let infos = self.pool().devices();
         for (name, bytes) in contents {
             let Some(device) = self.model.devices.get_mut(name) else {
                 unreachable!("names were compared")
@@ -280,12 +326,6 @@ impl Driver {
             .collect();
         Ok(())
     }
-}
-
-fn has_log(metadata: &Image) -> bool {
-    let mut superblock = [0; 512];
-    metadata.read(0, &mut superblock);
-    superblock[360..364] == INCOMPAT_LOG.to_le_bytes()
 }
 
 fn allowed(model: &Model, contents: &BTreeMap<DeviceName, Vec<u8>>) -> Result<(), String> {

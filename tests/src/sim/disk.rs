@@ -179,6 +179,14 @@ impl SimMetadata {
         image.write(nr * 4096, &sector);
     }
 
+    /// Puts a superblock in its place, durably.
+    pub fn write_superblock(&self, superblock: &[u8; 4096]) {
+        let mut image = self.image.lock();
+        image.write(0, superblock);
+        let covered = image.writes();
+        image.sync(covered);
+    }
+
     /// Damages the superblock.
     pub fn lose_superblock(&self) {
         self.damage(0);

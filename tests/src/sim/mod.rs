@@ -22,6 +22,7 @@ mod host;
 mod image;
 mod log;
 mod power;
+mod remedy;
 mod survivors;
 
 pub use catalog::SimCatalog;
