@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::affected::Losses;
 use crate::checker::{Checker, Pointer, Referred, Subtree};
 use crate::finding::{Finding, FindingKind, Role, SpaceMap};
 use crate::layout::METADATA_BLOCKS_MAX;
@@ -63,7 +64,7 @@ pub fn check(source: &dyn BlockSource, options: &CheckOptions<'_>) -> Report {
         Err(error) => {
             let mut findings = Findings::default();
             findings.at(0, error.into());
-            return report(findings, None, Vec::new());
+            return report(findings, None, Vec::new(), Losses::default());
         }
     };
     let store_blocks = source.block_count();
@@ -83,13 +84,14 @@ pub fn check(source: &dyn BlockSource, options: &CheckOptions<'_>) -> Report {
         checker.findings.push(Finding::new(None, kind));
     }
     checker.check_superblock(&superblock, available, options);
-    let devices = checker.check_pool(&superblock, options);
+    let (devices, losses) = checker.check_pool(&superblock, options);
     checker.report_progress();
     let summary = summary(&superblock, &checker);
     report(
         checker.findings,
         Some((summary, superblock.needs_check())),
         devices,
+        losses,
     )
 }
 
@@ -136,8 +138,12 @@ impl Checker<'_> {
         }
     }
 
-    /// Walks and compares everything; returns the devices of the live trees.
-    fn check_pool(&mut self, superblock: &Superblock, options: &CheckOptions<'_>) -> Vec<Device> {
+    /// Walks and compares everything; returns the devices of the live trees, and what damage costs them.
+    fn check_pool(
+        &mut self,
+        superblock: &Superblock,
+        options: &CheckOptions<'_>,
+    ) -> (Vec<Device>, Losses) {
         self.pool_time = superblock.time;
         // A larger size has been reported; arithmetic must not suffer from it.
         let nr_blocks = superblock.data_map.nr_blocks.min(DATA_BLOCKS_MAX);
@@ -170,10 +176,11 @@ impl Checker<'_> {
         if let Some(held) = &held {
             self.check_devices(held);
         }
-        self.name_affected_devices(superblock.mapping_root);
+        let losses = self.name_losses(superblock.mapping_root, &devices);
         self.compare_map(SpaceMap::Data, &data_map, &data);
         self.compare_map(SpaceMap::Metadata, &superblock.metadata_map, &metadata);
-        devices
+        self.note_costs(held.is_some().then_some(&losses.faulty));
+        (devices, losses)
     }
 
     fn walk_device_trees(&mut self, from: u64, superblock: &Superblock) {
@@ -225,7 +232,12 @@ fn summary(superblock: &Superblock, checker: &Checker<'_>) -> Summary {
     }
 }
 
-fn report(findings: Findings, pool: Option<(Summary, bool)>, devices: Vec<Device>) -> Report {
+fn report(
+    findings: Findings,
+    pool: Option<(Summary, bool)>,
+    devices: Vec<Device>,
+    losses: Losses,
+) -> Report {
     Report {
         findings: findings.kept,
         findings_dropped: findings.dropped,
@@ -234,5 +246,7 @@ fn report(findings: Findings, pool: Option<(Summary, bool)>, devices: Vec<Device
         needs_check: pool.as_ref().is_some_and(|(_, needs_check)| *needs_check),
         superblock: pool.map(|(summary, _)| summary),
         devices,
+        losses: losses.devices,
+        lost_ids: losses.ids,
     }
 }

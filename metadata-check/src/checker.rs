@@ -249,9 +249,18 @@ impl<'a> Checker<'a> {
 
     /// The state of `block` if something refers to it as `role`.
     pub(crate) fn seen_as(&self, role: Role, block: u64) -> Option<&Seen> {
-        let index = usize::try_from(block % PIECE).ok()?;
-        let seen = &self.seen.get(&(block / PIECE))?[index];
+        let seen = self.seen(block)?;
         (seen.role == Some(role)).then_some(seen)
+    }
+
+    /// What refers to `block` takes it for.
+    pub(crate) fn role_of(&self, block: u64) -> Option<Role> {
+        self.seen(block)?.role
+    }
+
+    fn seen(&self, block: u64) -> Option<&Seen> {
+        let index = usize::try_from(block % PIECE).ok()?;
+        Some(&self.seen.get(&(block / PIECE))?[index])
     }
 
     /// Notes that what a block of `role` refers to stays unknown.

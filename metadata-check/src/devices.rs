@@ -10,7 +10,7 @@ use crate::superblock::Superblock;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TopLevelEntry {
     /// The leaf that holds it.
-    leaf: u64,
+    pub(crate) leaf: u64,
     pub(crate) id: u64,
     pub(crate) root: u64,
 }

@@ -12,6 +12,23 @@ pub enum Severity {
     Damage,
 }
 
+/// What a fault costs, if nothing else is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cost {
+    /// Nothing that a repair does not make anew from the mappings: counts, details, free space.
+    Nothing,
+    /// The metadata snapshot, which no device needs.
+    MetadataSnapshot,
+    /// Mappings: [`Report::losses`](crate::Report::losses) and [`Report::lost_ids`](crate::Report::lost_ids)
+    /// say which.
+    Mappings,
+    /// That cannot be told.
+    Unknown,
+    /// Every device, unless there is a copy of the superblock.
+    Everything,
+}
+
 /// The four kinds of metadata block, told apart by their checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockKind {
@@ -72,6 +89,8 @@ pub struct Finding {
     /// The thin devices that are affected, in ascending order, where that is known. At most 64 are
     /// named.
     pub devices: Vec<u32>,
+    /// What it costs.
+    pub cost: Cost,
     /// What is wrong.
     pub kind: FindingKind,
 }
@@ -86,6 +105,7 @@ impl Finding {
             severity,
             block,
             devices: Vec::new(),
+            cost: Cost::Everything,
             kind,
         }
     }
@@ -449,6 +469,31 @@ pub enum FindingKind {
         block: u64,
         nr_blocks: u64,
     },
+}
+
+impl FindingKind {
+    /// What the block is, or was to be, that cannot be used for it.
+    pub(crate) fn role(&self) -> Option<Role> {
+        match self {
+            Self::OutOfRange { role, .. }
+            | Self::TwoRoles { second: role, .. }
+            | Self::UsedTwice { role }
+            | Self::Cycle { role }
+            | Self::TooDeep { role, .. }
+            | Self::BadNodeFlags { role, .. }
+            | Self::BadValueSize { role, .. }
+            | Self::BadMaxEntries { role, .. }
+            | Self::BadNrEntries { role, .. }
+            | Self::EmptyInternal { role }
+            | Self::KeyOrder { role, .. }
+            | Self::KeyTooLarge { role, .. }
+            | Self::KeyTooSmall { role, .. }
+            | Self::UnequalDepth { role, .. }
+            | Self::UnderFull { role, .. }
+            | Self::BadDeviceId { role, .. } => Some(*role),
+            _ => None,
+        }
+    }
 }
 
 /// Names one block or a run of them.

@@ -33,10 +33,12 @@ mod affected;
 mod check;
 mod checker;
 mod compare;
+mod cost;
 mod counts;
 mod devices;
 mod dump;
 mod finding;
+mod key_range;
 mod layout;
 mod mapping;
 mod node;
@@ -50,10 +52,11 @@ mod tree;
 pub use check::{CheckOptions, check};
 pub use compare::{Compared, ComparedDevice, compare};
 pub use dump::{DumpError, DumpOptions, dump};
-pub use finding::{BlockKind, Finding, FindingKind, Role, Severity, SpaceMap};
-pub use report::{Device, Progress, Report, Summary};
+pub use finding::{BlockKind, Cost, Finding, FindingKind, Role, Severity, SpaceMap};
+pub use key_range::MissingRange;
+pub use report::{Device, Loss, Progress, Report, Summary};
 pub use salvage::{
-    MissingRange, Orphan, Salvage, SalvageError, SalvageOptions, SalvagedDevice, SalvagedMapping,
-    SalvagedPool, Start,
+    Orphan, Salvage, SalvageError, SalvageOptions, SalvagedDevice, SalvagedMapping, SalvagedPool,
+    Start,
 };
 pub use source::BlockSource;

@@ -1,6 +1,7 @@
 //! What a check hands back, and the bounded list in which findings gather.
 
 use crate::finding::{Finding, FindingKind, Severity};
+use crate::key_range::MissingRange;
 
 /// Findings that are kept; the rest are only counted.
 pub(crate) const FINDINGS_MAX: usize = 1000;
@@ -23,6 +24,11 @@ pub struct Report {
     pub superblock: Option<Summary>,
     /// The thin devices that have details, by ascending id.
     pub devices: Vec<Device>,
+    /// The devices that damage costs mappings, by ascending id, and which.
+    pub losses: Vec<Loss>,
+    /// First and last thin id of each range in which devices may have lost all their mappings, since the node
+    /// that names their trees is damaged.
+    pub lost_ids: Vec<(u32, u32)>,
 }
 
 impl Report {
@@ -94,6 +100,19 @@ pub struct Device {
     pub highest_mapped: Option<u64>,
     /// Whether its mapping tree is missing or has a fault in it.
     pub damaged: bool,
+}
+
+/// Mappings of a device that cannot be trusted, or found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Loss {
+    /// Its number.
+    pub device: u32,
+    /// What the damaged nodes' parents leave to them, in ascending order, neighbours as one. At most 65536 of
+    /// all devices.
+    pub ranges: Vec<MissingRange>,
+    /// How many ranges there are beyond those named.
+    pub more_ranges: u64,
 }
 
 /// How far a check has come.

@@ -42,6 +42,7 @@ use std::ops::ControlFlow;
 
 use crate::devices::Details;
 use crate::finding::{BlockKind, Role};
+use crate::key_range::MissingRange;
 use crate::layout::{DEVICE_IDS, METADATA_BLOCKS_MAX, le64, seal};
 use crate::node::Node;
 use crate::report::Progress;
@@ -54,7 +55,6 @@ use recount::Recount;
 use stored::StoredMaps;
 use trees::{Lost, Trees, Visitor};
 
-pub use holes::MissingRange;
 pub use orphans::Orphan;
 
 /// What helps to salvage.

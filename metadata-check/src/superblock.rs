@@ -78,19 +78,21 @@ impl Superblock {
 
     /// Whether its fields mean what they do here.
     pub(crate) fn is_understood(&self, allowed_incompat: u32) -> bool {
-        let is_fatal = |fault: &FindingKind| {
-            matches!(
-                fault,
-                FindingKind::BadVersion { .. }
-                    | FindingKind::BadMetadataBlockSize { .. }
-                    | FindingKind::BadDataBlockSize { .. }
-                    | FindingKind::UnknownFlags {
-                        field: "incompat_flags",
-                        ..
-                    }
-            )
-        };
-        !self.faults(allowed_incompat).iter().any(is_fatal)
+        !self.faults(allowed_incompat).iter().any(Self::is_fatal)
+    }
+
+    /// Whether a fault leaves it open what the fields mean.
+    pub(crate) fn is_fatal(fault: &FindingKind) -> bool {
+        matches!(
+            fault,
+            FindingKind::BadVersion { .. }
+                | FindingKind::BadMetadataBlockSize { .. }
+                | FindingKind::BadDataBlockSize { .. }
+                | FindingKind::UnknownFlags {
+                    field: "incompat_flags",
+                    ..
+                }
+        )
     }
 
     /// Faults of single fields that a pool's superblock and a metadata snapshot can both have.

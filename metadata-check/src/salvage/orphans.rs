@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::trees::{Child, Content, Counted, KeyRange, Trees};
+use super::trees::{Child, Content, Counted, Trees};
 use super::{SalvagedDevice, State};
 use crate::finding::Role;
+use crate::key_range::KeyRange;
 use crate::layout::DEVICE_IDS;
 use crate::node::Node;
 use crate::superblock::Superblock;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use crate::finding::{BlockKind, Role};
+use crate::key_range::KeyRange;
 use crate::layout::{BLOCK_SIZE, Block, METADATA_BLOCKS_MAX, kind_of};
 use crate::node::{Mapping, Node};
 use crate::report::Progress;
@@ -46,25 +47,6 @@ impl Content {
     /// Whether it is a node of mapping trees, as far as it shows.
     pub(super) fn may_map(self) -> bool {
         matches!(self, Content::Inner | Content::Leaf(8))
-    }
-}
-
-/// The keys that may be in a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct KeyRange {
-    pub(super) first: u64,
-    /// One more than the last, unless there is no bound.
-    pub(super) end: Option<u64>,
-}
-
-impl KeyRange {
-    pub(super) const ALL: KeyRange = KeyRange {
-        first: 0,
-        end: None,
-    };
-
-    pub(super) fn has(&self, key: u64) -> bool {
-        self.first <= key && self.end.is_none_or(|end| key < end)
     }
 }
 
@@ -280,10 +262,7 @@ impl<'a> Trees<'a> {
                     let next = children.get(index + 1).map(|next| next.key);
                     let place = Place {
                         block: child.block,
-                        range: KeyRange {
-                            first: child.key,
-                            end: next.or(place.range.end),
-                        },
+                        range: place.range.of_child(child.key, next),
                         depth: place.depth + 1,
                         is_leaf,
                     };
