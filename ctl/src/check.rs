@@ -5,6 +5,7 @@
 //! checked too. A pool in use is checked as of a pinned commit.
 
 mod catalog;
+mod losses;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,13 +14,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use metadata_btree::{Block, BlockNr, BlockStore};
-use metadata_check::{BlockSource, CheckOptions, DumpError, DumpOptions, Report, Severity};
+use metadata_check::{BlockSource, CheckOptions, Cost, DumpError, DumpOptions, Report, Severity};
 use pool::CatalogStore;
 
 use self::catalog::CatalogView;
+use self::losses::losses;
 use crate::pool_dir::{Access, PoolDir};
 use crate::protocol::{
-    CallError, CallErrorKind, CheckFinding, CheckReport, CheckSeverity, Progress,
+    CallError, CallErrorKind, CheckCost, CheckFinding, CheckReport, CheckSeverity, Progress,
 };
 use crate::service::{PoolService, ProgressSink};
 
@@ -237,7 +239,7 @@ fn check_source(
     let report = metadata_check::check(source, &options);
     let mut findings = store_findings(dir, &report);
     findings.extend(catalog_findings(&catalog, &report));
-    Ok(Some(combined(report, findings)))
+    Ok(Some(combined(&report, &catalog, findings)))
 }
 
 /// The transaction id in a superblock.
@@ -252,6 +254,7 @@ fn damage(message: String, devices: Vec<u32>) -> CheckFinding {
         severity: CheckSeverity::Damage,
         block: None,
         devices,
+        costs: None,
         message,
     }
 }
@@ -351,7 +354,7 @@ fn beyond_the_end(
     })
 }
 
-fn combined(report: Report, catalog: Vec<CheckFinding>) -> CheckReport {
+fn combined(report: &Report, catalog: &CatalogView, others: Vec<CheckFinding>) -> CheckReport {
     let mut findings: Vec<CheckFinding> = report
         .findings
         .iter()
@@ -362,10 +365,11 @@ fn combined(report: Report, catalog: Vec<CheckFinding>) -> CheckReport {
             },
             block: finding.block,
             devices: finding.devices.clone(),
+            costs: Some(cost(finding.cost)),
             message: finding.to_string(),
         })
         .collect();
-    findings.extend(catalog);
+    findings.extend(others);
     let (metadata_blocks_used, data_blocks_used) =
         report.superblock.as_ref().map_or((0, 0), |summary| {
             (summary.metadata_blocks_used, summary.data_blocks_used)
@@ -375,8 +379,20 @@ fn combined(report: Report, catalog: Vec<CheckFinding>) -> CheckReport {
         needs_check: report.needs_check,
         findings,
         findings_dropped: report.findings_dropped,
+        losses: losses(report, catalog),
+        reclaimed: None,
         devices: report.devices.len() as u64,
         metadata_blocks_used,
         data_blocks_used,
+    }
+}
+
+fn cost(cost: Cost) -> CheckCost {
+    match cost {
+        Cost::Nothing => CheckCost::Nothing,
+        Cost::MetadataSnapshot => CheckCost::MetadataSnapshot,
+        Cost::Mappings => CheckCost::Mappings,
+        Cost::Everything => CheckCost::Everything,
+        _ => CheckCost::Unknown,
     }
 }

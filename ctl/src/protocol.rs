@@ -222,6 +222,11 @@ pub struct CheckReport {
     pub findings: Vec<CheckFinding>,
     /// How many more there are.
     pub findings_dropped: u64,
+    /// The volumes and snapshots that damage costs mappings, by thin id, and which.
+    pub losses: Vec<CheckLoss>,
+    /// What was reclaimed of leaked space, before the check that this tells of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaimed: Option<Reclaimed>,
     /// How many thin devices there are.
     pub devices: u64,
     /// Metadata blocks in use, as recounted.
@@ -239,8 +244,63 @@ pub struct CheckFinding {
     pub block: Option<u64>,
     /// Thin ids that are affected, as far as known.
     pub devices: Vec<u32>,
+    /// What it costs, if it lies in the metadata.
+    pub costs: Option<CheckCost>,
     /// What is wrong and where, for people.
     pub message: String,
+}
+
+/// What a fault costs, if nothing else is wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckCost {
+    /// Nothing that a repair does not make anew.
+    Nothing,
+    /// The metadata snapshot, which no volume needs.
+    MetadataSnapshot,
+    /// What [`CheckReport::losses`] lists.
+    Mappings,
+    /// That cannot be told.
+    Unknown,
+    /// Every volume, unless a copy of the superblock is left.
+    Everything,
+}
+
+/// Parts of a volume or snapshot whose mappings cannot be trusted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CheckLoss {
+    /// Its thin id.
+    pub device: u32,
+    /// Its name, if the catalog has one.
+    pub name: Option<String>,
+    /// Whether it is all of it.
+    pub is_all: bool,
+    /// The parts, in ascending order. At most 65536 of all volumes.
+    pub ranges: Vec<CheckRange>,
+    /// How many parts there are beyond those.
+    pub more_ranges: u64,
+}
+
+/// A part of a volume or snapshot. One without a length reaches to an end that nothing tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CheckRange {
+    /// Its first block.
+    pub first_block: u64,
+    /// Its last block.
+    pub last_block: Option<u64>,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes, without what lies beyond the end of the volume.
+    pub length: Option<u64>,
+}
+
+/// Space that was leaked, and is free again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Reclaimed {
+    /// Data blocks whose count was too high.
+    pub data_blocks: u64,
+    /// Metadata blocks whose count was too high.
+    pub metadata_blocks: u64,
 }
 
 /// How bad a fault is.
