@@ -13,6 +13,7 @@ use pool::BlockSize;
 use tests::Prng;
 use tests::executor::block_on;
 
+use crate::losses::losses_are_named;
 use crate::stores::{History, Image};
 use crate::subject::{BLOCK, SMALL, Subject};
 use crate::truth::{Mapping, Role, Truth, at};
@@ -71,6 +72,8 @@ const VERSIONS_MAX: usize = 12;
 struct Tally {
     images: u64,
     detected: u64,
+    /// Images of which check says exactly which ranges of which devices they cost.
+    named: u64,
     recoverable: u64,
     recovered: u64,
     wrong: u64,
@@ -83,6 +86,7 @@ impl Tally {
         let Tally {
             images,
             detected,
+            named,
             recoverable,
             recovered,
             wrong,
@@ -90,7 +94,7 @@ impl Tally {
             refused,
         } = self;
         format!(
-            "{{\"images\": {images}, \"detected\": {detected}, \"recoverable\": {recoverable}, \
+            "{{\"images\": {images}, \"detected\": {detected}, \"named\": {named}, \"recoverable\": {recoverable}, \
              \"recovered\": {recovered}, \"wrong\": {wrong}, \"panics\": {panics}, \"refused\": {refused}}}"
         )
     }
@@ -156,7 +160,9 @@ impl Experiment {
         let Some(image) = self.damaged(block, damage) else {
             return;
         };
-        let detected = !check(&image, &CheckOptions::default()).is_sound();
+        let report = check(&image, &CheckOptions::default());
+        let detected = !report.is_sound();
+        let named = losses_are_named(&self.truth, &self.intact, block, &report);
         let recoverable = self.truth.recoverable(block);
         let opened = catch_unwind(AssertUnwindSafe(|| self.open(&image)));
         let ours = catch_unwind(AssertUnwindSafe(|| self.repaired(&image)));
@@ -174,6 +180,7 @@ impl Experiment {
             let tally = self.tallies.entry((theirs, class)).or_default();
             tally.images += 1;
             tally.detected += u64::from(detected);
+            tally.named += u64::from(named);
             tally.panics += u64::from(panicked);
             tally.refused += u64::from(given.is_none());
             let given = given.unwrap_or_default();
@@ -182,9 +189,11 @@ impl Experiment {
             tally.recoverable += total(&recoverable);
             tally.recovered += recovered;
             tally.wrong += wrong;
-            if !theirs && (recovered < total(&recoverable) || wrong > 0 || !detected) {
+            let is_incomplete = recovered < total(&recoverable) || wrong > 0 || !detected;
+            let is_unnamed = class == Class::Damaged && !named;
+            if !theirs && (is_incomplete || is_unnamed) {
                 println!(
-                    "block {block} ({role:?}) {damage:?}: detected {detected}, recoverable {}, recovered {recovered}, \
+                    "block {block} ({role:?}) {damage:?}: detected {detected}, named {named}, recoverable {}, recovered {recovered}, \
                      given {}, wrong {wrong}",
                     total(&recoverable),
                     total(&given)
@@ -332,6 +341,7 @@ fn finish(experiment: &Experiment) {
         assert!(ours.wrong == 0 || *class == Class::OlderSuperblock, "wrong");
         if *class == Class::Damaged {
             assert_eq!(ours.detected, ours.images, "detected");
+            assert_eq!(ours.named, ours.images, "named");
             assert_eq!(ours.recovered, ours.recoverable, "recovered");
         }
     }

@@ -7,6 +7,9 @@ use crate::stores::Image;
 /// A mapping: virtual block, data block, time.
 pub type Mapping = (u64, u64, u64);
 
+/// Keys, from the first to before the end, if there is one.
+pub type KeyRange = (u64, Option<u64>);
+
 /// What a block is in an intact pool.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Role {
@@ -158,6 +161,19 @@ impl Truth {
             .collect()
     }
 
+    /// Where a node is in the trees of devices: the keys that its parents leave to it, first and end.
+    pub fn places(&self, image: &Image, of: u64) -> BTreeMap<u64, Vec<KeyRange>> {
+        let mut places: BTreeMap<u64, Vec<KeyRange>> = BTreeMap::new();
+        for (id, root) in &self.roots {
+            let mut found = Vec::new();
+            find_places(image, *root, (0, None), of, &mut found);
+            if !found.is_empty() {
+                places.insert(*id, found);
+            }
+        }
+        places
+    }
+
     /// How many blocks a device has mapped.
     pub fn count(&self, id: u64) -> usize {
         self.devices[&id]
@@ -185,6 +201,20 @@ impl Truth {
             }
         }
         all
+    }
+}
+
+fn find_places(image: &Image, block: u64, range: KeyRange, of: u64, found: &mut Vec<KeyRange>) {
+    if block == of {
+        return found.push(range);
+    }
+    let (is_leaf, children) = entries(&image.0[at(block)]);
+    if is_leaf {
+        return;
+    }
+    for (index, (key, child)) in children.iter().enumerate() {
+        let next = children.get(index + 1).map(|(key, _)| *key);
+        find_places(image, *child, (*key, next.or(range.1)), of, found);
     }
 }
 
