@@ -5,6 +5,7 @@
 //! checked too. A pool in use is checked as of a pinned commit.
 
 mod catalog;
+mod leaks;
 mod losses;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 use metadata_btree::{Block, BlockNr, BlockStore};
 use metadata_check::{BlockSource, CheckOptions, Cost, DumpError, DumpOptions, Report, Severity};
 use pool::CatalogStore;
+
+pub use self::leaks::check_and_reclaim;
 
 use self::catalog::CatalogView;
 use self::losses::losses;
@@ -235,6 +238,7 @@ fn check_source(
         allowed_incompat: ALLOWED_INCOMPAT,
         data_blocks_available: None,
         progress: &tell,
+        ..CheckOptions::default()
     };
     let report = metadata_check::check(source, &options);
     let mut findings = store_findings(dir, &report);
@@ -379,12 +383,20 @@ fn combined(report: &Report, catalog: &CatalogView, others: Vec<CheckFinding>) -
         needs_check: report.needs_check,
         findings,
         findings_dropped: report.findings_dropped,
+        damage_dropped: damage_dropped(report),
         losses: losses(report, catalog),
         reclaimed: None,
         devices: report.devices.len() as u64,
         metadata_blocks_used,
         data_blocks_used,
     }
+}
+
+/// How much damage is not among the findings.
+fn damage_dropped(report: &Report) -> u64 {
+    let kept = report.findings.iter();
+    let kept = kept.filter(|finding| finding.severity == Severity::Damage);
+    report.damage_count.saturating_sub(kept.count() as u64)
 }
 
 fn cost(cost: Cost) -> CheckCost {

@@ -91,7 +91,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Attach(args) => attach::attach(context, &args).await,
         Command::Detach { what } => attach::detach(context, &what).await,
         Command::Doctor => doctor::doctor(context).await,
-        Command::Check { pool } => return verify::check(context, &pool).await,
+        Command::Check(args) => return verify::check(context, &args).await,
         Command::Dump { pool } => verify::dump(context, &pool).await,
         Command::Restore(args) => restore::restore(context, &args),
         Command::Repair(args) => return repair::repair(context, &args),

@@ -222,6 +222,8 @@ pub struct CheckReport {
     pub findings: Vec<CheckFinding>,
     /// How many more there are.
     pub findings_dropped: u64,
+    /// How many of those are damage.
+    pub damage_dropped: u64,
     /// The volumes and snapshots that damage costs mappings, by thin id, and which.
     pub losses: Vec<CheckLoss>,
     /// What was reclaimed of leaked space, before the check that this tells of.
@@ -233,6 +235,15 @@ pub struct CheckReport {
     pub metadata_blocks_used: u64,
     /// Data blocks in use, as recounted.
     pub data_blocks_used: u64,
+}
+
+impl CheckReport {
+    /// Whether there is more than leaked space. Structure comes before counts, so what was dropped may be either.
+    pub fn is_damaged(&self) -> bool {
+        let mut findings = self.findings.iter();
+        let is_damage = |finding: &CheckFinding| finding.severity == CheckSeverity::Damage;
+        findings.any(is_damage) || self.damage_dropped > 0
+    }
 }
 
 /// One fault.

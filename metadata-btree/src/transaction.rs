@@ -182,6 +182,26 @@ impl Transaction {
         self.metadata.inc(nr)
     }
 
+    /// Corrects the count of a metadata block that is higher than there are references to it. What the block
+    /// itself names is not touched. Who calls this has counted all references.
+    ///
+    /// # Errors
+    /// When the count is not `found`, or not higher, or the block is out of range; nothing is changed then.
+    pub fn correct_count(&mut self, nr: BlockNr, found: u32, references: u32) -> Result<(), Error> {
+        self.check_alive()?;
+        let count = self.metadata.count(nr)?;
+        if count != found || references >= found {
+            let expected = "that which was found too high";
+            return Err(Error::BadCount {
+                nr,
+                expected,
+                found: count,
+            });
+        }
+        self.metadata.lower(nr, references);
+        Ok(())
+    }
+
     /// Blocks of the metadata.
     pub fn metadata_blocks(&self) -> u64 {
         self.metadata.nr_blocks()
@@ -298,6 +318,29 @@ impl Transaction {
             });
         };
         self.disk.set(block, found, lowered)
+    }
+
+    /// As [`correct_count`](Transaction::correct_count), for a disk block.
+    ///
+    /// # Errors
+    /// As there, and when the space map cannot be read.
+    pub fn correct_disk_count(
+        &mut self,
+        block: u64,
+        found: u32,
+        references: u32,
+    ) -> Result<(), Error> {
+        self.check_alive()?;
+        let count = self.disk_count(block)?;
+        if count != found || references >= found {
+            let expected = "that which was found too high";
+            return Err(Error::BadDiskCount {
+                block,
+                expected,
+                found: count,
+            });
+        }
+        self.disk.set(block, found, references)
     }
 
     /// The disk blocks whose count reached 0 since the last call and still is 0, ascending.

@@ -28,6 +28,23 @@ pub struct CheckOptions<'a> {
     pub data_blocks_available: Option<u64>,
     /// Called now and then, and once at the end.
     pub progress: &'a dyn Fn(Progress),
+    /// Is told of all leaks, while findings are bounded.
+    pub leak: &'a dyn Fn(Leak),
+}
+
+/// Neighbouring blocks whose count is higher than there are references.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leak {
+    /// Which blocks they are.
+    pub map: SpaceMap,
+    /// The first.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
+    /// What the space map says.
+    pub stored: u32,
+    /// How many references there are.
+    pub expected: u32,
 }
 
 impl Default for CheckOptions<'_> {
@@ -37,6 +54,7 @@ impl Default for CheckOptions<'_> {
             allowed_incompat: 0,
             data_blocks_available: None,
             progress: &|_| {},
+            leak: &|_| {},
         }
     }
 }

@@ -21,7 +21,7 @@ const PROGRESS_INTERVAL: u64 = 1024;
 
 pub(crate) struct Checker<'a> {
     source: &'a dyn BlockSource,
-    options: &'a CheckOptions<'a>,
+    pub(crate) options: &'a CheckOptions<'a>,
     /// Metadata blocks are below this; never more than the format allows.
     pub(crate) limit: u64,
     pub(crate) findings: Findings,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::checker::Checker;
-use crate::finding::{Cost, Finding, FindingKind, Role, SpaceMap};
+use crate::finding::{Cost, Finding, FindingKind, Role, Severity, SpaceMap};
 use crate::superblock::Superblock;
 
 impl Checker<'_> {
@@ -52,10 +52,8 @@ impl Checker<'_> {
             FindingKind::SizeUnknown { .. } | FindingKind::BadMappedBlocks { .. } => Cost::Unknown,
             FindingKind::BadCount {
                 map: SpaceMap::Data,
-                stored,
-                expected,
                 ..
-            } if stored < expected => Cost::Unknown,
+            } if finding.severity == Severity::Damage => Cost::Unknown,
             FindingKind::NestedSnapshot { .. }
             | FindingKind::SnapshotDiffers { .. }
             | FindingKind::SnapshotTime { .. }

@@ -6,7 +6,8 @@ use std::io;
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// Space that nothing uses is marked as used. Harmless but for the space.
+    /// A count is higher than there are references, so that space counts as used for too long. Harmless but for
+    /// the space.
     Leak,
     /// The metadata contradicts itself or the format. Writing to the pool may lose data.
     Damage,
@@ -99,6 +100,9 @@ impl Finding {
     pub(crate) fn new(block: Option<u64>, kind: FindingKind) -> Self {
         let severity = match kind {
             FindingKind::Leaked { .. } => Severity::Leak,
+            FindingKind::BadCount {
+                stored, expected, ..
+            } if stored > expected => Severity::Leak,
             _ => Severity::Damage,
         };
         Self {

@@ -49,7 +49,7 @@ mod space_map;
 mod superblock;
 mod tree;
 
-pub use check::{CheckOptions, check};
+pub use check::{CheckOptions, Leak, check};
 pub use compare::{Compared, ComparedDevice, compare};
 pub use dump::{DumpError, DumpOptions, dump};
 pub use finding::{BlockKind, Cost, Finding, FindingKind, Role, Severity, SpaceMap};

@@ -12,6 +12,7 @@
 //! - `commit.rs` makes changes durable, through `writer.rs` and `metadata.rs`, where the trees are;
 //! - `control.rs` creates and removes, `share.rs` takes snapshots and clones, `grow.rs` makes the
 //!   pool larger; `catalog.rs` knows the names, `history.rs` the superblocks of the last commits;
+//! - `leaks.rs` gives back what counts as used and is not;
 //! - `open.rs` formats, opens and adopts; `restore.rs` makes metadata of what a dump says.
 //!
 //! The crate uses no runtime, no threads, no clock and no randomness; all that is handed in through
@@ -33,6 +34,7 @@ mod grow;
 mod history;
 mod host;
 mod info;
+mod leaks;
 mod log;
 mod map;
 mod memory;
@@ -65,6 +67,7 @@ pub use history::{
 };
 pub use host::{DataIo, Host};
 pub use info::{DeviceInfo, DeviceKind, DeviceUsage, Mode, Status};
+pub use leaks::{LeakedBlocks, Leaks};
 pub use log::{LogStore, hand_over_log};
 pub use map::Zeroing;
 pub use memory::MemoryBudget;

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use metadata_btree::{BLOCK_SIZE, BlockKind, BlockStore};
+use metadata_btree::{BLOCK_SIZE, BlockStore};
 
 use crate::error::Error;
 use crate::host::Host;
 use crate::info::DeviceUsage;
+use crate::leaks::sealed;
 use crate::metadata::Committed;
 use crate::name::DeviceName;
 use crate::pool::Pool;
-use crate::superblock::LOCATION;
 use crate::units::ThinId;
 
 impl<H: Host> Pool<H> {
@@ -40,13 +40,7 @@ impl<H: Host> Pool<H> {
     ) -> Result<T, Error> {
         let committed = self.settled().await?;
         let store = Arc::clone(&self.store);
-        let run = move || {
-            let mut block = committed
-                .superblock
-                .encode(&committed.superblock.space_maps);
-            BlockKind::Superblock.seal(&mut block, LOCATION);
-            f(&*store, block.as_bytes())
-        };
+        let run = move || f(&*store, sealed(committed.superblock.block()).as_bytes());
         Ok(self.host.offload(run).await)
     }
 

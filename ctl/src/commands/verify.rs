@@ -3,14 +3,16 @@
 use std::io;
 
 use super::{Context, unexpected};
-use crate::check::{check_files, dump_files};
+use crate::check::{check_and_reclaim, check_files, dump_files};
+use crate::cli::CheckArgs;
 use crate::client::Client;
 use crate::exit;
 use crate::frame::Frame;
 use crate::output::write_out;
 use crate::pool_dir::PoolDir;
 use crate::protocol::{
-    Call, CallError, CheckCost, CheckLoss, CheckRange, CheckReport, CheckSeverity, Progress, Reply,
+    Call, CallError, CallErrorKind, CheckCost, CheckLoss, CheckRange, CheckReport, CheckSeverity,
+    Progress, Reply,
 };
 use crate::session::patiently;
 
@@ -21,10 +23,12 @@ const LOSSES_SHOWN: usize = 100;
 const RANGES_SHOWN: usize = 8;
 
 /// Without a daemon the pool is not opened: one that cannot be opened can be checked.
-pub(super) async fn check(context: &Context, pool: &str) -> Result<u8, CallError> {
-    let dir = PoolDir::open(pool)?;
+pub(super) async fn check(context: &Context, args: &CheckArgs) -> Result<u8, CallError> {
+    let dir = PoolDir::open(&args.pool)?;
     let progress = context.output.progress("checking");
     let report = patiently(async || match Client::connect(&dir).await? {
+        Some(_) if args.reclaim_leaks => Err(is_served(&dir)),
+        None if args.reclaim_leaks => check_and_reclaim(&dir, &progress.sink()).await,
         None => check_files(&dir, &progress.sink()),
         Some(mut client) => {
             let tell = |at: Progress| progress.tell(&at);
@@ -37,17 +41,20 @@ pub(super) async fn check(context: &Context, pool: &str) -> Result<u8, CallError
     .await?;
     drop(progress);
     context.output.print(&report, describe)?;
-    Ok(if is_damaged(&report) {
+    Ok(if report.is_damaged() {
         exit::FAILED
     } else {
         exit::DONE
     })
 }
 
-/// Whether there is more than leaked space. Structure comes before counts, so what was dropped may be either.
-fn is_damaged(report: &CheckReport) -> bool {
-    let mut findings = report.findings.iter();
-    findings.any(|finding| finding.severity == CheckSeverity::Damage) || report.findings_dropped > 0
+fn is_served(dir: &PoolDir) -> CallError {
+    let message = format!(
+        "{}: a daemon serves the pool: end it before leaks are reclaimed (without --reclaim-leaks, a pool that is \
+         served can be checked)",
+        dir.path.display()
+    );
+    CallError::new(CallErrorKind::Busy, message)
 }
 
 fn describe(report: &CheckReport) -> String {
@@ -76,7 +83,13 @@ fn describe(report: &CheckReport) -> String {
     if report.needs_check {
         text.push_str("needs_check is set: a metadata operation failed; the pool can only be read until it is repaired\n");
     }
-    let verdict = match (report.clean, is_damaged(report)) {
+    if let Some(reclaimed) = &report.reclaimed {
+        text.push_str(&format!(
+            "reclaimed: {} data blocks and {} metadata blocks\n",
+            reclaimed.data_blocks, reclaimed.metadata_blocks
+        ));
+    }
+    let verdict = match (report.clean, report.is_damaged()) {
         (true, _) => "clean",
         (false, false) => "sound, with leaks",
         (false, true) => "damaged",

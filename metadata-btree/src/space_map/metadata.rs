@@ -285,6 +285,12 @@ impl MetadataMap {
                 found,
             });
         };
+        self.lower(nr, left);
+        Ok(left)
+    }
+
+    /// Replaces a count by a lower one.
+    pub(crate) fn lower(&mut self, nr: BlockNr, left: u32) {
         self.set(nr.0, left);
         if left == 0 {
             self.nr_allocated -= 1;
@@ -294,7 +300,6 @@ impl MetadataMap {
                 self.freed.push(nr);
             }
         }
-        Ok(left)
     }
 
     /// Gives up a block of the map itself, whose count is 1 unless the metadata is damaged.

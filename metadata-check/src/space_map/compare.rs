@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{IndexEntry, bitmap_role, overflow_role};
+use crate::check::Leak;
 use crate::checker::{Checker, State};
 use crate::finding::{BlockKind, FindingKind, SpaceMap};
 use crate::layout::{BITMAP_ENTRIES, BITMAP_ENTRIES_U64, Block, PAYLOAD, le32};
@@ -133,15 +134,28 @@ impl Checker<'_> {
                         expected,
                     };
                     if let Some(done) = run.replace(next) {
-                        self.findings.at(entry.bitmap, done.finding(state.map));
+                        self.note_run(state.map, entry, done);
                     }
                 }
             }
         }
         if let Some(done) = run {
-            self.findings.at(entry.bitmap, done.finding(state.map));
+            self.note_run(state.map, entry, done);
         }
         self.check_tally(state, entry, &tally);
+    }
+
+    fn note_run(&mut self, map: SpaceMap, entry: &IndexEntry, run: Run) {
+        self.findings.at(entry.bitmap, run.finding(map));
+        if run.stored > run.expected {
+            (self.options.leak)(Leak {
+                map,
+                first: run.first,
+                last: run.last,
+                stored: run.stored,
+                expected: run.expected,
+            });
+        }
     }
 
     /// The count that bitmap and overflow tree store together. If they contradict each other, which is
