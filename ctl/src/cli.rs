@@ -9,6 +9,7 @@ use pool::DeviceName;
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+use crate::pool_dir::DataAccess;
 use crate::serve_args::{self, ServeArgs};
 use crate::size::{parse_positive_size, parse_size, parse_small_size, parse_volume_size};
 use crate::transports::Transport;
@@ -290,6 +291,9 @@ pub struct InitArgs {
     /// Size of the metadata store; 64 bytes for each data block, at least 64M, unless given
     #[arg(long, value_parser = parse_positive_size)]
     pub metadata_size: Option<u64>,
+    /// How the data store is read and written: `io` in POOL/pool.toml, which can be changed while nothing uses the pool
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub io: DataAccess,
 }
 
 /// What takes over a foreign pool.

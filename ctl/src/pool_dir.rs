@@ -28,6 +28,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use pool::{FileCatalog, FileHistory};
 use reactor::FileLog;
 use serde::{Deserialize, Serialize};
@@ -81,13 +82,41 @@ pub struct PoolConfig {
     /// Give unused space back to the data store.
     #[serde(default = "yes")]
     pub discard_passdown: bool,
+    /// How the data store is read and written.
+    #[serde(default)]
+    pub io: DataAccess,
     /// What is done about its space.
     #[serde(default)]
     pub space: SpacePolicy,
 }
 
+/// How a data store is read and written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DataAccess {
+    /// Through the kernel's page cache: what was read or written lately is in memory, once for all volumes and
+    /// clones that share it
+    #[default]
+    Buffered,
+    /// Past it: each request is one to the device below, and memory is left to the clients' own caches
+    Direct,
+}
+
 fn yes() -> bool {
     true
+}
+
+/// The error for a data store that cannot be accessed past the page cache.
+pub fn no_direct_io(data: &Path, cause: &io::Error) -> CallError {
+    let error = CallError::io(data.display(), cause);
+    CallError {
+        message: format!(
+            "{}: its file system cannot do without the page cache: make the pool elsewhere, or with io = \
+             \"buffered\" in pool.toml",
+            error.message
+        ),
+        ..error
+    }
 }
 
 /// A pool's directory whose `pool.toml` has been read.

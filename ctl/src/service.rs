@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, Notify};
 use crate::attach::Attachments;
 use crate::check::check_pool;
 use crate::events::Events;
-use crate::pool_dir::{Access, PoolDir, existing_origin, extend_file};
+use crate::pool_dir::{Access, DataAccess, PoolDir, existing_origin, extend_file, no_direct_io};
 use crate::protocol::{
     Call, CallError, CallErrorKind, PoolInfo, Progress, Reply, Resized, UsageReport, UsageTotals,
 };
@@ -100,7 +100,11 @@ impl PoolService {
         let files = dir.open_stores(access)?;
         let metadata = metadata_store(files.metadata, &dir.metadata_path())?;
         let host = FileHost::new();
-        let data = FileIo::new(files.data, host.threads().clone());
+        let data = match dir.config.io {
+            DataAccess::Buffered => FileIo::new(files.data, host.threads().clone()),
+            DataAccess::Direct => FileIo::direct(files.data, host.threads().clone())
+                .map_err(|cause| no_direct_io(&dir.data_path(), &cause))?,
+        };
         let stores = Stores {
             metadata: Arc::new(metadata),
             data,

@@ -1,4 +1,4 @@
-//! Data I/O on a file or a block device, through the page cache.
+//! Data I/O on a file or a block device, through the page cache, or past it (`file/direct.rs`).
 //!
 //! What is in the page cache is read and written at once, on the caller's thread: that is faster than
 //! any hand-over, to a ring too (a warm 4 KiB read took 2.0 us inline and 2.7 us through a ring, a
@@ -9,6 +9,8 @@
 //! caller waits only when the kernel holds back writers as such; handed over, each would pay a copy and two
 //! thread switches, and the kernel would make those to one file one after the other anyway.
 
+mod direct;
+
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -17,13 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pool::DataIo;
-use rustix::fs::{Advice, FallocateFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::blocking::BlockingPool;
 use crate::group_sync::{GroupSync, Run};
+use crate::pages::Pages;
 use crate::promise::promise;
 use crate::ring::{self, Finished, Request};
+use direct::HeldPages;
 
 /// The most zeros written with one call where the file system cannot zero a range.
 const ZERO_PIECE_BYTES: u64 = 1024 * 1024;
@@ -46,6 +50,8 @@ pub struct FileIo {
     is_in_memory: bool,
     nowait_reads_known: AtomicBool,
     nowait_writes_known: AtomicBool,
+    /// What is being written, if the page cache is passed by.
+    direct: Option<HeldPages>,
 }
 
 impl FileIo {
@@ -76,7 +82,21 @@ impl FileIo {
             is_in_memory,
             nowait_reads_known: AtomicBool::new(true),
             nowait_writes_known: AtomicBool::new(true),
+            direct: None,
         }
+    }
+
+    /// Takes over an open file or block device, past the page cache from now on.
+    ///
+    /// # Errors
+    /// When its file system cannot do that.
+    pub fn direct(file: File, threads: BlockingPool) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT)?;
+        Ok(FileIo {
+            direct: Some(HeldPages::default()),
+            ..Self::new(file, threads)
+        })
     }
 
     /// Reads what can be read without waiting; returns how much.
@@ -123,7 +143,7 @@ impl FileIo {
             let rest = &mut buf[done..];
             let request = Request::Read {
                 at: at + done as u64,
-                len: rest.len(),
+                buffer: Pages::zeroed(rest.len()),
             };
             let Ok(finished) = self.through_ring(request).await else {
                 break;
@@ -171,7 +191,7 @@ impl FileIo {
             let (position, rest) = (at + done as u64, &buf[done..]);
             let request = Request::Write {
                 at: position,
-                bytes: rest.to_vec(),
+                buffer: Pages::copy_of(rest),
             };
             let result = match self.through_ring(request).await {
                 Ok(finished) => finished.result,
@@ -214,6 +234,22 @@ impl FileIo {
             move || rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, mode, at, len));
         self.threads.offload(allocate).await
     }
+
+    /// Zeroes a range; past the page cache, of whole pages.
+    async fn zero_range(&self, at: u64, len: u64) -> io::Result<()> {
+        let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match self.fallocate(mode, at, len).await {
+            Ok(()) => Ok(()),
+            // A block device zeroes whole sectors only, which it reports as an invalid range.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                let file = Arc::clone(&self.file);
+                self.threads
+                    .offload(move || write_zeros(&file, at, len))
+                    .await
+            }
+            Err(cause) => Err(cause.into()),
+        }
+    }
 }
 
 /// What `statfs` calls the file system of a file. That of a device node says nothing about the device.
@@ -230,7 +266,7 @@ fn start_sync(file: &Arc<File>, threads: &BlockingPool, run: Run) {
         threads.run(Box::new(move || {
             done(Finished {
                 result: file.sync_data().map(|()| 0),
-                buffer: Vec::new(),
+                buffer: Pages::default(),
             });
         }));
     }
@@ -246,6 +282,9 @@ fn asks_again(cause: &io::Error) -> bool {
 
 impl DataIo for FileIo {
     async fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.direct.is_some() {
+            return self.read_direct(at, buf).await;
+        }
         let done = self.read_warm(at, buf)?;
         if done == buf.len() {
             return Ok(());
@@ -254,6 +293,9 @@ impl DataIo for FileIo {
     }
 
     async fn write(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        if let Some(held) = &self.direct {
+            return self.write_direct(held, at, buf).await;
+        }
         let done = self.write_warm(at, buf)?;
         if done < buf.len() {
             self.write_waiting(at + done as u64, &buf[done..]).await?;
@@ -277,20 +319,10 @@ impl DataIo for FileIo {
     }
 
     async fn zero(&self, at: u64, len: u64) -> io::Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match self.fallocate(mode, at, len).await {
-            Ok(()) => Ok(()),
-            // A block device zeroes whole sectors only, which it reports as an invalid range.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                let file = Arc::clone(&self.file);
-                self.threads
-                    .offload(move || write_zeros(&file, at, len))
-                    .await
-            }
-            Err(cause) => Err(cause.into()),
+        match &self.direct {
+            _ if len == 0 => Ok(()),
+            Some(held) => self.zero_direct(held, at, len).await,
+            None => self.zero_range(at, len).await,
         }
     }
 
@@ -344,7 +376,7 @@ fn allocate(file: &File, at: u64, len: u64) -> io::Result<()> {
 
 fn write_zeros(file: &File, at: u64, len: u64) -> io::Result<()> {
     let piece_max = usize::try_from(ZERO_PIECE_BYTES.min(len)).unwrap_or(usize::MAX);
-    let zeros = vec![0; piece_max];
+    let zeros = Pages::zeroed(piece_max);
     let mut done = 0;
     while done < len {
         let piece = usize::try_from(len - done).map_or(piece_max, |rest| rest.min(piece_max));

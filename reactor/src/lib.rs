@@ -35,6 +35,7 @@ mod file;
 mod group_sync;
 mod host;
 mod log;
+mod pages;
 mod promise;
 #[expect(unsafe_code, reason = "the kernel uses memory by address")]
 mod ring;

@@ -33,6 +33,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::executor::{Bell, Executor};
+use crate::pages::Pages;
 
 /// The bit of an entry's user data that says it is data I/O; the owner's own entries lack it.
 pub const RING_IO_MARK: u64 = 1 << 63;
@@ -46,10 +47,10 @@ thread_local! {
 
 /// What data I/O asks of a ring.
 pub(crate) enum Request {
-    /// Read this many bytes.
-    Read { at: u64, len: usize },
-    /// Write these bytes.
-    Write { at: u64, bytes: Vec<u8> },
+    /// Fill the buffer.
+    Read { at: u64, buffer: Pages },
+    /// Write what is in the buffer.
+    Write { at: u64, buffer: Pages },
     /// As `fdatasync` does.
     SyncData,
     /// As `fallocate` does.
@@ -60,12 +61,22 @@ pub(crate) enum Request {
     },
 }
 
+impl Request {
+    /// What was to be read into, or written.
+    pub(crate) fn into_buffer(self) -> Pages {
+        match self {
+            Request::Read { buffer, .. } | Request::Write { buffer, .. } => buffer,
+            Request::SyncData | Request::Allocate { .. } => Pages::default(),
+        }
+    }
+}
+
 /// How a request ended.
 pub(crate) struct Finished {
     /// How many bytes were moved, which may be fewer than asked for.
     pub(crate) result: io::Result<usize>,
     /// The bytes read, in front, or those to be written.
-    pub(crate) buffer: Vec<u8>,
+    pub(crate) buffer: Pages,
 }
 
 /// Begins a request on the ring of this thread; `done` is called on this thread when it has ended.
@@ -94,7 +105,7 @@ struct Operation {
     /// Keeps the descriptor open until the kernel has taken the entry.
     _file: Arc<File>,
     /// What the kernel reads or writes. Its heap memory stays where it is.
-    buffer: Vec<u8>,
+    buffer: Pages,
     done: Box<dyn FnOnce(Finished)>,
 }
 
@@ -111,27 +122,26 @@ impl Operations {
     fn begin(&self, file: Arc<File>, request: Request, done: Box<dyn FnOnce(Finished)>) {
         let fd = types::Fd(file.as_raw_fd());
         let (entry, buffer) = match request {
-            Request::Read { at, len } => {
-                let mut buffer = vec![0; len];
+            Request::Read { at, mut buffer } => {
                 // More than the length field holds is read in pieces, by the caller.
-                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
                 let entry = opcode::Read::new(fd, buffer.as_mut_ptr(), len).offset(at);
                 (entry.build(), buffer)
             }
-            Request::Write { at, bytes } => {
-                let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                let entry = opcode::Write::new(fd, bytes.as_ptr(), len).offset(at);
-                (entry.build(), bytes)
+            Request::Write { at, buffer } => {
+                let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+                let entry = opcode::Write::new(fd, buffer.as_ptr(), len).offset(at);
+                (entry.build(), buffer)
             }
             Request::SyncData => {
                 let entry = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC);
-                (entry.build(), Vec::new())
+                (entry.build(), Pages::default())
             }
             Request::Allocate { mode, at, len } => {
                 let entry = opcode::Fallocate::new(fd, len)
                     .offset(at)
                     .mode(mode.bits().cast_signed());
-                (entry.build(), Vec::new())
+                (entry.build(), Pages::default())
             }
         };
         let operation = Operation {
@@ -276,7 +286,7 @@ impl Drop for RingIo {
             std::mem::forget(std::mem::take(&mut operation.buffer));
             (operation.done)(Finished {
                 result: Err(Errno::CANCELED.into()),
-                buffer: Vec::new(),
+                buffer: Pages::default(),
             });
         }
     }
@@ -294,4 +304,4 @@ fn is_passing(cause: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

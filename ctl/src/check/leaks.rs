@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use metadata_btree::BlockStore;
 use metadata_check::{CheckOptions, Leak, SpaceMap};
-use pool::{LeakedBlocks, Leaks};
+use pool::{LeakedBlocks, Leaks, MemoryBudget};
 
 use super::{ALLOWED_INCOMPAT, StoreSource, check_files, check_pool, pinned};
 use crate::pool_dir::PoolDir;
@@ -26,7 +26,7 @@ pub async fn check_and_reclaim(
     if found.clean || found.is_damaged() {
         return Ok(found);
     }
-    let service = PoolService::open(dir.clone())?;
+    let service = PoolService::open(dir.clone(), MemoryBudget::default())?;
     let reclaimed = reclaim(&service).await;
     let report = match reclaimed {
         Ok(reclaimed) => check_pool(&service, progress)

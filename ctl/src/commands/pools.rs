@@ -22,6 +22,7 @@ pub(super) fn init(context: &Context, args: &InitArgs) -> Result<(), CallError> 
         args.block_size,
         &data,
         &metadata,
+        args.io,
     )?;
     if !context.output.json {
         return Ok(());

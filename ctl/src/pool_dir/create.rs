@@ -12,10 +12,12 @@ use std::sync::Arc;
 use metadata_btree::FileStore;
 use pool::{AdoptedVolume, BlockSize, CatalogStore, MemoryBudget, Pool};
 use reactor::FileHost;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::lock::{Access, lock, open_locked};
-use super::{CONFIG_FILE, PoolConfig, PoolDir, VERSION, catalog_in, write_config};
+use super::{
+    CONFIG_FILE, DataAccess, PoolConfig, PoolDir, VERSION, catalog_in, no_direct_io, write_config,
+};
 use crate::cli::VolumeArg;
 use crate::protocol::{CallError, CallErrorKind};
 use crate::service::{PoolService, metadata_store, new_identity};
@@ -56,6 +58,7 @@ pub fn init(
     block_size: u64,
     data: &StoreRequest,
     metadata: &StoreRequest,
+    io: DataAccess,
 ) -> Result<PoolDir, CallError> {
     let Some(valid_block_size) = BlockSize::new(block_size) else {
         let message =
@@ -109,7 +112,12 @@ pub fn init(
         .replace(b"")
         .map_err(|cause| CallError::io(path.display(), &cause))?;
     made.files.push(path.join("catalog"));
-    made.finish(path, data_store.path, metadata_store.path, false)
+    let config = PoolConfig {
+        io,
+        ..config(data_store.path, metadata_store.path)
+    };
+    check_access(path, &config)?;
+    made.finish(path, &config)
 }
 
 /// Makes a pool of a foreign one's stores, which are only read.
@@ -143,10 +151,17 @@ pub fn adopt(
     // What cannot be opened is better refused now than later.
     let trial = PoolDir {
         path: path.to_owned(),
-        config: config(data.clone(), metadata.clone(), true),
+        config: PoolConfig {
+            read_only: true,
+            ..config(data, metadata)
+        },
+    };
+    let config = PoolConfig {
+        read_only,
+        ..trial.config.clone()
     };
     drop(PoolService::open(trial, MemoryBudget::default())?);
-    made.finish(path, data, metadata, read_only)
+    made.finish(path, &config)
 }
 
 fn adopted_volume(argument: &VolumeArg) -> Result<AdoptedVolume, CallError> {
@@ -187,16 +202,34 @@ pub fn existing_origin(path: &Path) -> Result<PathBuf, CallError> {
     Ok(absolute)
 }
 
-fn config(data: PathBuf, metadata: PathBuf, read_only: bool) -> PoolConfig {
+/// What `pool.toml` says unless something else is asked for.
+fn config(data: PathBuf, metadata: PathBuf) -> PoolConfig {
     PoolConfig {
         version: VERSION,
         uuid: uuid::Uuid::new_v4().to_string(),
         metadata,
         data,
-        read_only,
+        read_only: false,
         zero_new_blocks: true,
         discard_passdown: true,
+        io: DataAccess::default(),
         space: SpacePolicy::default(),
+    }
+}
+
+/// Refuses a way of access that the data store does not have.
+fn check_access(directory: &Path, config: &PoolConfig) -> Result<(), CallError> {
+    if config.io == DataAccess::Buffered {
+        return Ok(());
+    }
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(OFlags::DIRECT.bits().cast_signed());
+    let data = directory.join(&config.data);
+    match options.open(&data) {
+        Ok(_) => Ok(()),
+        Err(cause) => Err(no_direct_io(&data, &cause)),
     }
 }
 
@@ -378,17 +411,11 @@ impl Made {
     }
 
     /// Writes `pool.toml`. From now on the directory is a pool.
-    fn finish(
-        mut self,
-        directory: &Path,
-        data: PathBuf,
-        metadata: PathBuf,
-        read_only: bool,
-    ) -> Result<PoolDir, CallError> {
+    fn finish(mut self, directory: &Path, config: &PoolConfig) -> Result<PoolDir, CallError> {
         self.files.push(directory.join("pool.toml.new"));
         self.files.push(directory.join(CONFIG_FILE));
         let sync_parent = || -> io::Result<()> {
-            write_config(directory, &config(data, metadata, read_only))?;
+            write_config(directory, config)?;
             let absolute = directory.canonicalize()?;
             File::open(absolute.parent().unwrap_or(&absolute))?.sync_all()
         };

@@ -11,11 +11,11 @@ use rustix::fs::Advice;
 use super::*;
 use crate::{BlockingPool, FileIo};
 
-type Task = Pin<Box<dyn Future<Output = ()>>>;
+pub(crate) type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Runs the tasks on a thread with a ring, as a front end would; returns how many operations went
 /// through the ring.
-fn run_with_ring(make: impl FnOnce() -> Vec<Task> + Send + 'static) -> u64 {
+pub(crate) fn run_with_ring(make: impl FnOnce() -> Vec<Task> + Send + 'static) -> u64 {
     thread::spawn(move || {
         let mut ring = IoUring::builder()
             .setup_single_issuer()
@@ -140,7 +140,7 @@ fn errors_are_those_of_the_file() {
             assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
             let through = Request::Read {
                 at: 1 << 40,
-                len: 1,
+                buffer: Pages::zeroed(1),
             };
             let finished = io.through_ring(through).await.ok().unwrap();
             assert_eq!(finished.result.unwrap(), 0);
@@ -202,7 +202,10 @@ fn a_future_that_is_dropped_takes_no_memory_from_the_kernel() {
     run_with_ring(move || {
         vec![Box::pin(async move {
             for at in (0..1 << 20).step_by(1 << 16) {
-                let request = Request::Read { at, len: 1 << 16 };
+                let request = Request::Read {
+                    at,
+                    buffer: Pages::zeroed(1 << 16),
+                };
                 let reading = std::pin::pin!(theirs.through_ring(request));
                 let polled = poll_once(reading);
                 assert!(polled, "it is under way");
