@@ -219,6 +219,7 @@ impl Transaction {
 
     fn begin_next(&mut self, roots: SpaceMapRoots) {
         self.cache_dirty_nodes();
+        let born = self.metadata.blocks_made();
         let freed = self.metadata.take_freed();
         self.disk.mark_saved();
         let next = Arc::new(Version {
@@ -226,7 +227,7 @@ impl Transaction {
             roots,
         });
         self.retired
-            .push(std::mem::replace(&mut self.current, next), freed);
+            .push(std::mem::replace(&mut self.current, next), freed, born);
         self.release_unreachable();
     }
 }

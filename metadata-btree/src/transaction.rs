@@ -115,7 +115,7 @@ impl Transaction {
         } else {
             metadata.take_freed()
         };
-        retired.push(self.current, freed);
+        retired.push(self.current, freed, Vec::new());
         retired.retain_blocks(|nr| next.metadata.withhold(nr));
         next.retired = retired;
         Ok(next)
@@ -434,9 +434,8 @@ impl Transaction {
 
     /// Makes blocks allocatable that were freed by earlier commits and are out of everyone's reach.
     pub(crate) fn release_unreachable(&mut self) {
-        while let Some(freed) = self.retired.pop_unreachable() {
-            self.metadata.release(&freed);
-        }
+        let unreachable = self.retired.take_unreachable();
+        self.metadata.release(&unreachable);
     }
 
     /// Sets how many changed nodes are kept in memory before the first are written early.

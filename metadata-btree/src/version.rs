@@ -13,11 +13,12 @@
 //!
 //! So [`Retired`] keeps, for each commit n in order, the version it replaced and the blocks it
 //! freed. A version's only holders are views, the transaction while it is the last commit, and this
-//! queue. The queue gives up its front when it is the version's only holder; later entries wait
-//! for earlier ones, since a view of an old version also reaches what later transactions freed.
-//! Nobody can take a new view of a version in the queue, so a front once unheld stays so.
+//! queue. When the queue is the only one, the version goes. Of its blocks, those made after the version
+//! before it, which is still held, were never in that one, nor in an older one, and can be reused; the others
+//! wait with it. So a view that lives long keeps what it reaches and no more, as a snapshot does. Nobody can take a
+//! new view of a version in the queue, so one once unheld stays so.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::block::{Block, BlockNr, BlockStore};
@@ -167,31 +168,80 @@ impl ReadNode for View {
     }
 }
 
-/// Replaced versions that views may still read, oldest first, with the blocks that the commit
-/// which replaced each of them freed.
+/// Replaced versions that views may still read, oldest first, with the blocks that wait for them.
 #[derive(Default)]
 pub(crate) struct Retired {
-    queue: VecDeque<(Arc<Version>, Vec<BlockNr>)>,
+    queue: VecDeque<Replaced>,
+    /// The number of the version that is the last commit.
+    last: u64,
+    /// The number of the oldest in the queue, or of the last commit.
+    oldest: u64,
+    /// The first version that has a block, if that is younger than the oldest.
+    births: BTreeMap<BlockNr, u64>,
+}
+
+/// A version that a commit has replaced.
+struct Replaced {
+    version: Arc<Version>,
+    number: u64,
+    /// Blocks that this version may reach, and no later one; with the number of the first that has them, or 0
+    /// if that is not known.
+    freed: Vec<(BlockNr, u64)>,
+}
+
+impl Replaced {
+    fn is_held(&mut self) -> bool {
+        // Unlike a look at the number of holders, this also makes the last reads of a view that
+        // is gone happen before the writes that reuse its blocks.
+        Arc::get_mut(&mut self.version).is_none()
+    }
 }
 
 impl Retired {
-    pub(crate) fn push(&mut self, version: Arc<Version>, freed: Vec<BlockNr>) {
-        self.queue.push_back((version, freed));
+    /// The last commit was replaced by another, which freed these blocks and made those.
+    pub(crate) fn push(&mut self, version: Arc<Version>, freed: Vec<BlockNr>, born: Vec<BlockNr>) {
+        let births = &mut self.births;
+        let freed = freed
+            .into_iter()
+            .map(|nr| (nr, births.remove(&nr).unwrap_or(0)));
+        self.queue.push_back(Replaced {
+            version,
+            number: self.last,
+            freed: freed.collect(),
+        });
+        self.last += 1;
+        births.extend(born.into_iter().map(|nr| (nr, self.last)));
     }
 
     /// Keeps only those freed blocks for which `keep` returns true.
     pub(crate) fn retain_blocks(&mut self, mut keep: impl FnMut(BlockNr) -> bool) {
-        for (_, freed) in &mut self.queue {
-            freed.retain(|&nr| keep(nr));
+        for replaced in &mut self.queue {
+            replaced.freed.retain(|&(nr, _)| keep(nr));
         }
     }
 
-    /// The blocks of the oldest commit, if nobody can reach them any more.
-    pub(crate) fn pop_unreachable(&mut self) -> Option<Vec<BlockNr>> {
-        let (version, _) = self.queue.front_mut()?;
-        // Unlike a look at the number of holders, this also makes the last reads of a view that
-        // is gone happen before the writes that reuse its blocks.
-        Arc::get_mut(version)?;
-        self.queue.pop_front().map(|(_, freed)| freed)
+    /// The blocks that nobody can reach any more.
+    pub(crate) fn take_unreachable(&mut self) -> Vec<BlockNr> {
+        let mut free = Vec::new();
+        let mut held: VecDeque<Replaced> = VecDeque::new();
+        for mut replaced in std::mem::take(&mut self.queue) {
+            if replaced.is_held() {
+                held.push_back(replaced);
+                continue;
+            }
+            for (nr, birth) in replaced.freed {
+                match held.back_mut() {
+                    Some(before) if birth <= before.number => before.freed.push((nr, birth)),
+                    _ => free.push(nr),
+                }
+            }
+        }
+        let oldest = held.front().map_or(self.last, |oldest| oldest.number);
+        if self.oldest < oldest {
+            self.births.retain(|_, birth| *birth > oldest);
+            self.oldest = oldest;
+        }
+        self.queue = held;
+        free
     }
 }

@@ -398,6 +398,13 @@ impl MetadataMap {
         }
     }
 
+    /// The blocks in use that the open transaction has allocated.
+    pub(crate) fn blocks_made(&self) -> Vec<BlockNr> {
+        let next = |nr: &u64| self.born.first_from(nr + 1);
+        let born = std::iter::successors(self.born.first_from(0), next);
+        born.filter(|nr| self.bits(*nr) > 0).map(BlockNr).collect()
+    }
+
     /// The open transaction became the last commit: returns the blocks it freed.
     pub(crate) fn take_freed(&mut self) -> Vec<BlockNr> {
         assert!(

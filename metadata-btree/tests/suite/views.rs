@@ -104,6 +104,51 @@ fn freed_blocks_wait_for_the_commit_and_for_views() {
     );
 }
 
+/// A view, and the blocks it reaches.
+struct Other {
+    view: View,
+    top: Btree<TreeRef>,
+    reached: Vec<u64>,
+}
+
+/// A view that lives through far more changes than there are blocks, beside shorter ones.
+#[test]
+fn a_view_keeps_what_it_reaches_and_no_more() {
+    let store = GuardStore::new(MemStore::new(600));
+    let mut forest = Forest::format(Arc::new(store.clone()), 5000);
+    forest.create(1).unwrap();
+    (0..5000).for_each(|key| forest.put(1, key, key, 0).unwrap());
+    forest.commit().unwrap();
+    let (view, top) = (forest.tx.view(), forest.top);
+    let expected = sum(&view, top);
+    let image = store.memory().to_image();
+    let reached: Vec<u64> = recount(&image).counts.into_keys().collect();
+    let mut rng = Rng::new(3);
+    let mut others = Vec::new();
+    for round in 0..600 {
+        let also = others.iter().flat_map(|other: &Other| &other.reached);
+        store.protect(reached.iter().chain(also).copied());
+        let key = rng.below(5000);
+        forest.put(1, key, key, 1 + round).unwrap();
+        forest.commit().unwrap();
+        if round % 7 == 0 {
+            let image = store.memory().to_image();
+            others.push(Other {
+                view: forest.tx.view(),
+                top: forest.top,
+                reached: recount(&image).counts.into_keys().collect(),
+            });
+        }
+        // Not the oldest first, now and then.
+        if others.len() > 3 {
+            let index = rng.below(4).try_into().unwrap();
+            let other = others.swap_remove(index);
+            sum(&other.view, other.top);
+        }
+    }
+    assert_eq!(sum(&view, top), expected);
+}
+
 /// Inserts into a tree until the metadata is full, commits, and returns how many entries fit.
 fn fill(forest: &mut Forest, name: u64) -> u64 {
     forest.create(name).unwrap();
