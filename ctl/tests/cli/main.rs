@@ -4,6 +4,7 @@
 
 mod attach;
 mod bench;
+mod check;
 mod daemon;
 mod lifecycle;
 mod refusals;

@@ -177,7 +177,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// Unpacks a pool made by the kernel; none when that is not possible here.
-fn kernel_pool(bench: &Bench, name: &str) -> Option<(PathBuf, PathBuf)> {
+pub fn kernel_pool(bench: &Bench, name: &str) -> Option<(PathBuf, PathBuf)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/fixtures/kernel-pools")
         .join(name);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use metadata_btree::{Block, BlockKind, BlockNr, FileStore};
 use metadata_check::{BlockSource, CheckOptions, DumpOptions, check, dump};
 use metadata_restore::Repaired;
-use pool::{KnownBy, Mode, Pool, hand_over_log, known_superblocks};
+use pool::{KnownBy, LeakedBlocks, Leaks, Mode, Pool, hand_over_log, known_superblocks};
 use tests::executor::block_on;
 use tests::setup::name;
 
@@ -183,6 +183,46 @@ fn leaking(mut image: Image) -> Image {
         image.0[at(nr)] = *block.as_bytes();
     }
     image
+}
+
+/// In a transaction like any other: until the superblock is written, the commit before it stands.
+#[test]
+fn leaks_are_reclaimed_or_left_as_they_were() {
+    let subject = Subject::closed(SMALL);
+    let before = leaking(subject.metadata.image());
+    let metadata = History::of(before.clone());
+    let pool = subject.open_on(Arc::clone(&metadata)).unwrap();
+    let last = SMALL.data_blocks - 1;
+    let leaks = |count| Leaks {
+        data: vec![LeakedBlocks {
+            first: last,
+            last,
+            count,
+            references: 0,
+        }],
+        metadata: Vec::new(),
+    };
+    // What was found in a commit is not corrected in another.
+    let reclaimed = block_on(pool.reclaim_leaks(&subject.metadata.image().0[0], leaks(1)));
+    assert!(reclaimed.is_err() && metadata.image().0 == before.0);
+    let used = pool.status().data_used_bytes;
+    block_on(pool.reclaim_leaks(&before.0[0], leaks(1))).unwrap();
+    assert_eq!(pool.status().data_used_bytes, used - BLOCK);
+    let after = metadata.image();
+    assert!(check(&after, &CheckOptions::default()).is_sound());
+    let mut cut = after.clone();
+    cut.0[0] = before.0[0];
+    let report = check(&cut, &CheckOptions::default());
+    assert_eq!((report.leak_count, report.damage_count), (1, 0));
+    // The block is given to whoever writes next, once.
+    write(&pool, "a", 0..64);
+    block_on(pool.close()).unwrap();
+    assert!(check(&metadata.image(), &CheckOptions::default()).is_sound());
+    // What is not as it was found stops the pool before anything is written.
+    let metadata = History::of(before.clone());
+    let pool = subject.open_on(Arc::clone(&metadata)).unwrap();
+    assert!(block_on(pool.reclaim_leaks(&before.0[0], leaks(2))).is_err());
+    assert!(metadata.image().0 == before.0);
 }
 
 /// They are no reason to refuse a pool.
