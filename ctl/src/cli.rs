@@ -174,21 +174,22 @@ pub enum Command {
     Doctor,
     /// Verify metadata, counts and catalog without changing anything
     ///
-    /// Damage is told of by the metadata block it is in; then, by name, which volumes and snapshots it costs, and
-    /// which ranges of them: those that the block above leaves to a damaged one. Their mappings cannot be trusted; a
-    /// repair leaves them out unless it finds them elsewhere. Counts, details and space maps cost nothing: a repair
-    /// makes them anew.
+    /// Damage is told of by the metadata block it is in; then, by name, which volumes and snapshots it costs,
+    /// and which ranges of them: those that the block above leaves to a damaged one. Their mappings cannot be
+    /// trusted; a repair leaves them out unless it finds them elsewhere. Counts, details and space maps cost
+    /// nothing: a repair makes them anew.
     ///
-    /// Leaks are counts that are higher than there are references: space that is lost, and no damage. The exit code
-    /// is 0 if there is nothing else.
+    /// Leaks are counts that are higher than there are references: space that is lost, and no damage. The
+    /// exit code is 0 if there is nothing else.
     ///
-    /// A pool that is served is checked as of a commit made first, whose metadata blocks are not used again until the
-    /// check is done; see --reclaim-leaks for one that is not.
+    /// A pool that is served is checked as of a commit made first, whose metadata blocks are not used again
+    /// until the check is done; see --reclaim-leaks for one that is not.
     ///
-    /// With --json: clean; needs_check; findings (severity, block, devices, costs: nothing, metadata_snapshot,
-    /// mappings, unknown or everything, message), at most 1000; findings_dropped and damage_dropped, how many more;
-    /// losses, the volumes and snapshots that lost mappings (device, name, is_all, ranges with first_block,
-    /// last_block, offset and length in bytes, more_ranges); reclaimed (data_blocks, metadata_blocks), with
+    /// With --json: clean; needs_check; findings (severity, block, devices, costs: nothing,
+    /// metadata_snapshot, mappings, unknown or everything, message), at most 1000; findings_dropped and
+    /// damage_dropped, how many more; losses, the volumes and snapshots that lost mappings (device, name,
+    /// is_all, ranges with first_block, last_block, offset and length in bytes, more_ranges); reclaimed
+    /// (data_blocks, metadata_blocks), with
     /// --reclaim-leaks; devices, metadata_blocks_used and data_blocks_used, as counted.
     Check(CheckArgs),
     /// Write all mappings as XML that thin_restore reads
@@ -337,8 +338,9 @@ pub struct CheckArgs {
     pub pool: String,
     /// Give leaked space back, if leaks are all that is wrong and no daemon serves the pool; then check again
     ///
-    /// The counts are corrected in one ordinary transaction, which a crash leaves done or undone. Space in the data
-    /// store is given back to its file system, unless discard_passdown is off. What thin_check does with
+    /// The counts are corrected in one ordinary transaction, which a crash leaves done or undone. Space in
+    /// the data store is given back to its file system, unless discard_passdown is off. What thin_check does
+    /// with
     /// --auto-repair.
     #[arg(long)]
     pub reclaim_leaks: bool,

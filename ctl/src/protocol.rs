@@ -238,7 +238,8 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
-    /// Whether there is more than leaked space. Structure comes before counts, so what was dropped may be either.
+    /// Whether there is more than leaked space. Structure comes before counts, so what was dropped may be
+    /// either.
     pub fn is_damaged(&self) -> bool {
         let mut findings = self.findings.iter();
         let is_damage = |finding: &CheckFinding| finding.severity == CheckSeverity::Damage;

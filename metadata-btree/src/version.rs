@@ -11,12 +11,12 @@
 //! 1. before transaction n is committed, or a crash would leave version n - 1 with a hole, and
 //! 2. while a view of version n - 1 or older lives.
 //!
-//! So [`Retired`] keeps, for each commit n in order, the version it replaced and the blocks it
-//! freed. A version's only holders are views, the transaction while it is the last commit, and this
-//! queue. When the queue is the only one, the version goes. Of its blocks, those made after the version
-//! before it, which is still held, were never in that one, nor in an older one, and can be reused; the others
-//! wait with it. So a view that lives long keeps what it reaches and no more, as a snapshot does. Nobody can take a
-//! new view of a version in the queue, so one once unheld stays so.
+//! So [`Retired`] keeps, for each commit n in order, the version it replaced and the blocks it freed. A
+//! version's only holders are views, the transaction while it is the last commit, and this queue. When the
+//! queue is the only one, the version goes. Of its blocks, those made after the version before it, which is
+//! still held, were never in that one, nor in an older one, and can be reused; the others wait with it. So a
+//! view that lives long keeps what it reaches and no more, as a snapshot does. Nobody can take a new view of
+//! a version in the queue, so one once unheld stays so.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -5,8 +5,8 @@
 //! that each parent leaves to its child: a node that cannot be trusted costs that range, in every device that
 //! reaches it. On a sound pool this costs nothing.
 //!
-//! The number of nodes that are read again is bounded, and so is the number of ranges. Beyond the first bound,
-//! ranges are those of the last node that was read, so that they may be too wide, and never too small.
+//! The number of nodes that are read again is bounded, and so is the number of ranges. Beyond the first
+//! bound, ranges are those of the last node that was read, so that they may be too wide, and never too small.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,7 @@
 //! What each finding costs, if nothing else were wrong.
 //!
-//! Counts and details follow from the mapping trees, so they are made anew by a repair. What leads to mappings
-//! costs them; which those are is told for each device (`affected`).
+//! Counts and details follow from the mapping trees, so they are made anew by a repair. What leads to
+//! mappings costs them; which those are is told for each device (`affected`).
 
 use std::collections::BTreeSet;
 

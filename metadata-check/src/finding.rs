@@ -6,8 +6,8 @@ use std::io;
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// A count is higher than there are references, so that space counts as used for too long. Harmless but for
-    /// the space.
+    /// A count is higher than there are references, so that space counts as used for too long. Harmless but
+    /// for the space.
     Leak,
     /// The metadata contradicts itself or the format. Writing to the pool may lose data.
     Damage,

@@ -10,9 +10,10 @@
 //! Both need metadata that holds still: a pool that is not in use, or a pinned commit of a live one,
 //! given as its superblock, whose blocks are not reused meanwhile.
 //!
-//! Memory is bounded by the metadata itself: one byte for each data block that a reachable bitmap
-//! covers, less than 64 bytes for each metadata block in a region of 512 that is in use, the nodes
-//! of the small trees, and at most 65536 ranges that damage costs. No length read from disk is believed before something else bounds it.
+//! Memory is bounded by the metadata itself: one byte for each data block that a reachable bitmap covers,
+//! less than 64 bytes for each metadata block in a region of 512 that is in use, the nodes of the small
+//! trees, and at most 65536 ranges that damage costs. No length read from disk is believed before something
+//! else bounds it.
 //!
 //! ```no_run
 //! let metadata = std::fs::File::open("/var/lib/pool/metadata")?;
@@ -25,7 +26,8 @@
 //! ```
 //!
 //! Reading order: `layout`, `superblock` and `node` know where the bytes are; `tree` walks; `mapping`,
-//! `devices` and `space_map` compare; `affected` and `cost` tell what faults cost; `check` puts them in order.
+//! `devices` and `space_map` compare; `affected` and `cost` tell what faults cost; `check` puts them in
+//! order.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! Leaked space: counts that are higher than there are references.
 //!
 //! Nothing of this pool leaks, but pools come from elsewhere, and tools have had their faults. The counts are
-//! corrected in one transaction like any other: space maps are shadowed, the superblock is written last, and data
-//! blocks become free as those of a deleted device do. Which counts are too high says a checker that has counted all
-//! references.
+//! corrected in one transaction like any other: space maps are shadowed, the superblock is written last, and
+//! data blocks become free as those of a deleted device do. Which counts are too high says a checker that has
+//! counted all references.
 
 use std::sync::Arc;
 

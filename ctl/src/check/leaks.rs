@@ -1,7 +1,7 @@
 //! Leaked space of a pool that nobody serves, and how it is given back.
 //!
-//! Only where the check has found nothing worse, and in the pool as it is opened for this: what is leaked is counted
-//! again there, in a commit that stays the last one, as nobody else can change it.
+//! Only where the check has found nothing worse, and in the pool as it is opened for this: what is leaked is
+//! counted again there, in a commit that stays the last one, as nobody else can change it.
 
 use std::cell::RefCell;
 

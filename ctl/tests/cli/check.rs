@@ -45,8 +45,8 @@ fn losses(bench: &Bench) -> Vec<Json> {
     report["losses"].as_array().unwrap().clone()
 }
 
-/// A volume of 600 blocks and a bit, in more than one leaf; a snapshot, that shares all but the first leaf; and a
-/// volume in a single one.
+/// A volume of 600 blocks and a bit, in more than one leaf; a snapshot, that shares all but the first leaf;
+/// and a volume in a single one.
 fn pool_of_three() -> Bench {
     let bench = Bench::with_pool();
     let size = (600 * BLOCK + 512).to_string();
@@ -159,8 +159,8 @@ impl Value for Number {
     }
 }
 
-/// Counts references that there are not: to free data blocks, to used ones, to a tree that nobody names, and to the
-/// top-level tree.
+/// Counts references that there are not: to free data blocks, to used ones, to a tree that nobody names, and
+/// to the top-level tree.
 fn leak(metadata: &Path) {
     let store = FileStore::new(open(metadata)).unwrap();
     let mut superblock = Block::zeroed();
