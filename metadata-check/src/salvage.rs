@@ -60,9 +60,9 @@ pub use orphans::Orphan;
 /// What helps to salvage.
 #[derive(Clone, Copy)]
 pub struct SalvageOptions<'a> {
-    /// Copies of superblocks, newest first, for when block 0 cannot be used: the first is taken whose trees
-    /// have a root. Checksums are not looked at.
-    pub superblocks: &'a [[u8; 4096]],
+    /// What the last superblock was, for when block 0 cannot be used. Its checksum is not looked at. It is used if
+    /// one of its two trees has a root; with an older one instead, blocks would be given that are others' by now.
+    pub superblock: Option<&'a [u8; 4096]>,
     /// Bits of `incompat_flags` that may be set.
     pub allowed_incompat: u32,
     /// Size of a data block in sectors, which only superblocks know.
@@ -76,7 +76,7 @@ pub struct SalvageOptions<'a> {
 impl Default for SalvageOptions<'_> {
     fn default() -> Self {
         Self {
-            superblocks: &[],
+            superblock: None,
             allowed_incompat: 0,
             data_block_size: None,
             data_bytes: None,
@@ -110,8 +110,8 @@ pub enum SalvageError {
 pub enum Start {
     /// Block 0.
     Superblock,
-    /// The copy of a superblock with this index.
-    Copy(usize),
+    /// The copy of block 0.
+    Copy,
     /// A commit that is whole but for its superblock.
     Commit,
 }
@@ -183,7 +183,7 @@ impl<'a> Salvage<'a> {
     ) -> Result<Self, SalvageError> {
         let blocks = source.block_count()?.min(METADATA_BLOCKS_MAX);
         let mut trees = Trees::scan(source, blocks, options.progress);
-        let (start, superblock) = match first_usable(&trees, options) {
+        let (start, superblock) = match usable(&trees, options) {
             Some(found) => found,
             None => (Start::Commit, commits::find(&trees, options)?),
         };
@@ -248,25 +248,22 @@ impl<'a> Salvage<'a> {
     }
 }
 
-/// Block 0, or the first copy of it whose trees have a root.
-fn first_usable(trees: &Trees<'_>, options: &SalvageOptions<'_>) -> Option<(Start, Superblock)> {
+/// Block 0, or the copy of it.
+fn usable(trees: &Trees<'_>, options: &SalvageOptions<'_>) -> Option<(Start, Superblock)> {
     let is_possible = |superblock: &Superblock| superblock.is_understood(options.allowed_incompat);
     if let Ok(superblock) = Superblock::load(trees.source(), None)
         && is_possible(&superblock)
     {
         return Some((Start::Superblock, superblock));
     }
-    let mut copies = (0..).zip(options.superblocks);
-    copies.find_map(|(index, copy)| {
-        let mut copy = *copy;
-        seal(BlockKind::Superblock, &mut copy);
-        let superblock = Superblock::load(trees.source(), Some(&copy)).ok()?;
-        let has_roots = trees
-            .node(Role::TopLevel, superblock.mapping_root)
-            .is_some()
-            && trees.node(Role::Details, superblock.details_root).is_some();
-        (has_roots && is_possible(&superblock)).then_some((Start::Copy(index), superblock))
-    })
+    let mut copy = *options.superblock?;
+    seal(BlockKind::Superblock, &mut copy);
+    let superblock = Superblock::load(trees.source(), Some(&copy)).ok()?;
+    let has_root = trees
+        .node(Role::TopLevel, superblock.mapping_root)
+        .or_else(|| trees.node(Role::Details, superblock.details_root))
+        .is_some();
+    (has_root && is_possible(&superblock)).then_some((Start::Copy, superblock))
 }
 
 fn pool_of(start: Start, superblock: &Superblock) -> SalvagedPool {

@@ -108,20 +108,22 @@ fn a_lost_superblock_is_not_guessed() {
             data_block_size: Some(128),
             ..SalvageOptions::default()
         };
-        match Salvage::begin(&damaged, &without) {
-            Ok(salvage) => assert!(mappings(&salvage) == expected, "{pool}"),
-            Err(cause) => assert!(matches!(cause, SalvageError::Ambiguous), "{pool}: {cause}"),
-        }
-        // The first one leads nowhere.
+        // One that leads nowhere is of no use.
         let mut elsewhere = image.block(0);
-        elsewhere[320..328].fill(0xff);
-        let copies = [elsewhere, image.block(0)];
-        let with = SalvageOptions {
-            superblocks: &copies,
-            ..SalvageOptions::default()
+        elsewhere[320..336].fill(0xff);
+        let with = |copy| SalvageOptions {
+            superblock: Some(copy),
+            ..without
         };
-        let salvage = Salvage::begin(&damaged, &with).unwrap();
-        assert_eq!(salvage.pool().start, Start::Copy(1));
+        for options in [without, with(&elsewhere)] {
+            match Salvage::begin(&damaged, &options) {
+                Ok(salvage) => assert!(mappings(&salvage) == expected, "{pool}"),
+                Err(cause) => assert!(matches!(cause, SalvageError::Ambiguous), "{pool}: {cause}"),
+            }
+        }
+        let copy = image.block(0);
+        let salvage = Salvage::begin(&damaged, &with(&copy)).unwrap();
+        assert_eq!(salvage.pool().start, Start::Copy);
         assert!(mappings(&salvage) == expected, "{pool}");
     }
 }

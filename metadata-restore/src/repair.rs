@@ -19,8 +19,8 @@ const SECTOR: u64 = 512;
 /// What helps to find the trees when the superblock is lost.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Hints<'a> {
-    /// Copies of superblocks, newest first.
-    pub superblocks: &'a [[u8; 4096]],
+    /// What the last superblock was.
+    pub superblock: Option<&'a [u8; 4096]>,
     /// Size of a data block, if nothing else tells.
     pub block_size: Option<BlockSize>,
     /// Bytes of the data store.
@@ -132,7 +132,7 @@ fn scan<'a>(
     let salvage = Salvage::begin(
         source,
         &SalvageOptions {
-            superblocks: hints.superblocks,
+            superblock: hints.superblock,
             allowed_incompat: pool::INCOMPAT_LOG,
             data_block_size: hints.block_size.and_then(block_sectors),
             data_bytes: hints.data_bytes,

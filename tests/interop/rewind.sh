@@ -49,6 +49,7 @@ must_fail thinctl create "$POOL/new" --size 1M
 same "$(commits -r '[.commits[].state] | join(" ")')" whole "what the log goes on from"
 same "$(fingerprint "$POOL")" "$print" "the pool, when it was read"
 thinctl rewind "$POOL" --to "$(present)" >"$SCRATCH/report"
+thinctl ls "$POOL" >/dev/null
 flushed "after the superblock was written anew"
 verify "$POOL"
 
@@ -60,6 +61,7 @@ wait "$DAEMON" 2>/dev/null || true
 DAEMONS=()
 head -c 512 /dev/urandom | dd of="$POOL/metadata" conv=notrunc status=none
 thinctl repair "$POOL" --replace >"$SCRATCH/report"
+thinctl ls "$POOL" >/dev/null
 flushed "after a repair"
 thinctl read "$POOL/vol" --offset 20M --length 1M | cmp - <(head -c 1048576 /dev/zero | tr '\0' '\011') ||
     fail "a flushed write is gone after a repair"

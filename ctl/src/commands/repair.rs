@@ -95,13 +95,13 @@ pub(super) fn repair(context: &Context, args: &RepairArgs) -> Result<u8, CallErr
     let damaged = Damaged::open(args)?;
     let to = damaged.target(args)?;
     let log = damaged.log()?;
-    let copies = damaged.known_superblocks(log.as_ref());
+    let copy = damaged.known_superblock(log.as_ref());
     let (names, transaction_id) = match &damaged.dir {
         Some(dir) => names_in_catalog(dir),
         None => Default::default(),
     };
     let hints = Hints {
-        superblocks: &copies,
+        superblock: copy.as_ref(),
         block_size: args.block_size.map(block_size).transpose()?,
         data_bytes: damaged.data_bytes(),
         transaction_id,
@@ -110,7 +110,7 @@ pub(super) fn repair(context: &Context, args: &RepairArgs) -> Result<u8, CallErr
     let mut report = report(&repaired, &names);
     match &damaged.dir {
         Some(dir) if args.replace => {
-            let old = damaged.superblock(&repaired, &copies);
+            let old = damaged.superblock(&repaired, copy);
             let placed = put_in_place(dir, args, log.as_ref(), old.as_ref(), &to);
             let (records, kept) = placed.inspect_err(|_| discard(&to))?;
             let dir = PoolDir::open_path(&dir.path)?;
@@ -189,27 +189,22 @@ impl Damaged {
         self.dir.as_ref().map(PoolDir::log).transpose()
     }
 
-    /// Superblocks that may have been the last, for when block 0 is damaged.
-    fn known_superblocks(&self, log: Option<&FileLog>) -> Vec<[u8; 4096]> {
-        let (Some(dir), Some(log)) = (&self.dir, log) else {
-            return Vec::new();
-        };
-        let known = known_superblocks(log, &dir.history()).unwrap_or_default();
-        known
-            .into_iter()
-            .map(|(superblock, _)| superblock)
-            .collect()
+    /// What the last superblock was, for when block 0 is damaged.
+    fn known_superblock(&self, log: Option<&FileLog>) -> Option<[u8; 4096]> {
+        let history = self.dir.as_ref()?.history();
+        let known = known_superblocks(log?, &history).unwrap_or_default();
+        known.first().map(|(superblock, _)| *superblock)
     }
 
     /// The superblock that the trees were found by, if it is known whole.
-    fn superblock(&self, repaired: &Repaired, copies: &[[u8; 4096]]) -> Option<[u8; 4096]> {
+    fn superblock(&self, repaired: &Repaired, copy: Option<[u8; 4096]>) -> Option<[u8; 4096]> {
         match repaired.pool.start {
             Start::Superblock => {
                 let mut block = [0; 4096];
                 self.metadata.read_block(0, &mut block).ok()?;
                 Some(block)
             }
-            Start::Copy(index) => copies.get(index).copied(),
+            Start::Copy => copy,
             Start::Commit => None,
         }
     }
@@ -337,7 +332,7 @@ fn report(repaired: &Repaired, names: &BTreeMap<u32, String>) -> RepairReport {
         complete: repaired.is_complete() && lost.clone().next().is_none(),
         start: match repaired.pool.start {
             Start::Superblock => "superblock",
-            Start::Copy(_) => "copy",
+            Start::Copy => "copy",
             Start::Commit => "commit",
         },
         needed_check: repaired.pool.needs_check,

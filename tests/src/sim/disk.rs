@@ -52,6 +52,7 @@ impl SimDisk {
             buf.len()
         );
         self.power.pause().await;
+        self.power.trace_write(at, buf);
         // Two steps, so that others see it half done.
         let half = self.half_way(at, buf.len() as u64);
         let (first, second) = buf.split_at(to_usize(half));
@@ -179,12 +180,12 @@ impl SimMetadata {
         image.write(nr * 4096, &sector);
     }
 
-    /// Puts a superblock in its place, durably.
-    pub fn write_superblock(&self, superblock: &[u8; 4096]) {
+    /// Puts a block in its place, durably.
+    pub fn put(&self, nr: u64, block: &[u8; 4096]) {
         let mut image = self.image.lock();
-        image.write(0, superblock);
-        let covered = image.writes();
-        image.sync(covered);
+        image.write(nr * 4096, block);
+        let written = image.writes();
+        image.sync(written);
     }
 
     /// Damages the superblock.
@@ -224,6 +225,7 @@ impl BlockStore for SimMetadata {
 
     fn write(&self, nr: BlockNr, block: &Block) -> io::Result<()> {
         let at = self.position(nr)?;
+        self.power.trace_write(at, block.as_bytes());
         match self.power.begin(Io::MetadataWrite) {
             Verdict::Fail(cause) => {
                 let sectors = match self.power.is_kill() {

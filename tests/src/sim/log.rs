@@ -123,6 +123,7 @@ impl LogStore for SimLog {
     }
 
     fn create(&self, content: &[u8], len: u64) -> io::Result<()> {
+        self.power.trace_write(len, content);
         let (verdict, happens) = self.begin_write();
         if happens {
             *self.file.lock() = LogFile {
@@ -134,6 +135,7 @@ impl LogStore for SimLog {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.power.trace_write(at, bytes);
         let (verdict, happens) = self.begin_write();
         if happens {
             let mut file = self.file.lock();

@@ -33,6 +33,7 @@ pub use image::Image;
 pub(crate) use image::{SECTOR, to_usize};
 pub use log::SimLog;
 pub use power::{Fault, FaultKind, Io, Plan, Power};
+pub use remedy::Salvaged;
 pub use survivors::{Shape, Survivors};
 
 use std::sync::Arc;
@@ -147,9 +148,7 @@ impl Machine {
 
     /// The machine after a power cut that kept of unsynced sectors what `survivors` says.
     pub fn after_cut_with(&self, survivors: &mut Survivors, prng: &mut Prng) -> Machine {
-        let power = Arc::new(Power::new(prng.fork()));
-        power.set_pauses(self.power.pauses());
-        power.set_holes(self.power.holes());
+        let power = self.next_power(prng);
         let data = self.data.image().after_cut(survivors, false);
         let metadata = self.metadata.image().after_cut(survivors, true);
         let log = self.log.file().after_cut(survivors);
@@ -157,6 +156,15 @@ impl Machine {
         let history = self.history.image().after_cut(survivors, false);
         let catalog = self.catalog.content();
         Machine::on(power, data, metadata, catalog, log, history)
+    }
+
+    /// The power of the next life.
+    fn next_power(&self, prng: &mut Prng) -> Arc<Power> {
+        let power = Power::new(prng.fork());
+        power.set_pauses(self.power.pauses());
+        power.set_holes(self.power.holes());
+        power.set_trace(self.power.trace());
+        Arc::new(power)
     }
 
     /// How many writes a power cut now may lose.
@@ -168,9 +176,7 @@ impl Machine {
     /// The machine after the daemon was killed: all that it wrote is still to be read, and what it had
     /// not synced would still be lost with the power.
     pub fn after_kill(&self, prng: &mut Prng) -> Machine {
-        let power = Arc::new(Power::new(prng.fork()));
-        power.set_pauses(self.power.pauses());
-        power.set_holes(self.power.holes());
+        let power = self.next_power(prng);
         let log = SimLog::new(
             Arc::clone(&power),
             self.log.boot(),

@@ -134,9 +134,15 @@ struct State {
     pauses: u64,
     holes: u64,
     is_kill: bool,
+    trace: u64,
 }
 
 impl State {
+    fn trace_value(&mut self, value: u64) {
+        let mixed = (self.trace ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.trace = mixed.rotate_left(29);
+    }
+
     /// The error an I/O fails with, if a failure is due. If none is, it counts as one that succeeds.
     fn fault(&mut self, io: Io) -> Option<FaultKind> {
         let is_due = |fault: &Fault| fault.concerns(io) && fault.after == 0;
@@ -183,6 +189,7 @@ impl Power {
             pauses: 0,
             holes: 0,
             is_kill: false,
+            trace: 0,
         }))
     }
 
@@ -305,12 +312,34 @@ impl Power {
         .await;
     }
 
+    /// A number that follows from all I/O so far, what was written where included.
+    pub fn trace(&self) -> u64 {
+        self.0.lock().trace
+    }
+
+    /// Goes on with the trace of an earlier life of the machine.
+    pub(super) fn set_trace(&self, trace: u64) {
+        self.0.lock().trace = trace;
+    }
+
+    /// Notes what is written: by its first eight bytes, which are a checksum where it is not data.
+    pub(super) fn trace_write(&self, at: u64, bytes: &[u8]) {
+        let mut first = [0; 8];
+        let count = bytes.len().min(first.len());
+        first[..count].copy_from_slice(&bytes[..count]);
+        let mut state = self.0.lock();
+        for value in [at, bytes.len() as u64, u64::from_le_bytes(first)] {
+            state.trace_value(value);
+        }
+    }
+
     /// Decides about an I/O that is submitted now.
     pub(super) fn begin(&self, io: Io) -> Verdict {
         let mut state = self.0.lock();
         if state.is_off {
             return Verdict::Fail(off());
         }
+        state.trace_value(io as u64);
         *state.counts.entry(io).or_default() += 1;
         if io.changes() {
             let number = state.changes;

@@ -252,7 +252,7 @@ pub fn repaired(
     path: &Path,
 ) -> Result<Repaired, metadata_restore::Error> {
     let hints = Hints {
-        superblocks: &[*copy],
+        superblock: Some(copy),
         block_size: Some(BlockSize::DEFAULT),
         data_bytes: Some(SMALL.data_blocks * BLOCK),
         ..Hints::default()
