@@ -58,11 +58,12 @@ test-rust:
 
 # Other crates than with `--workspace`: what the simulator sees and breaks in the engine is in no other build.
 SIMULATE := cargo run -p tests --profile ci --features probes --bin simulate --
-SIMULATED_SECONDS ?= 45
+SIMULATED_SECONDS ?= 50
 
 test-simulator:
 	$(SIMULATE) run --seconds $(SIMULATED_SECONDS)
 	$(SIMULATE) exhaustive --length 2 --one-of 16
+	$(SIMULATE) latent --seeds 1..1000
 	$(SIMULATE) sabotage --starts 1 --seeds-max 20000
 
 # The stored corpus and a few seconds of new inputs for each fuzz target.
@@ -102,7 +103,8 @@ fuzz: install-deps
 # The kernel's tests run in user-mode Linux where `make uml` has built it, else in QEMU.
 long: install-deps
 	cargo test --workspace --profile ci -- --include-ignored
-	$(SIMULATE) run --seconds 1800 --all-marks
+	$(SIMULATE) run --seconds 1800 --all-marks --twice-one-of 1
+	$(SIMULATE) latent --seeds 1..100000
 	$(SIMULATE) exhaustive --length 2
 	$(SIMULATE) exhaustive --length 3 --one-of 16
 	$(SIMULATE) sabotage --starts 5 --minimise

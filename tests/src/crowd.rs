@@ -434,6 +434,7 @@ pub fn episode(prng: &mut Prng) -> Tally {
             crowd.check(&crowd.pool, false);
             expect_true_space(&machine, &crowd.pool);
             tally.checks += 1;
+            tally.trace = machine.power.trace();
             return tally;
         }
     };
@@ -453,5 +454,6 @@ pub fn episode(prng: &mut Prng) -> Tally {
     tally.bytes_compared += VOLUMES as u64 * BLOCKS * BLOCK;
     tally.kills += u64::from(is_kill);
     tally.cuts += u64::from(!is_kill);
+    tally.trace = survivor.power.trace();
     tally
 }

@@ -54,6 +54,18 @@ pub struct Failure {
     pub survivors: Vec<Vec<u64>>,
 }
 
+impl Failure {
+    /// One that only its seed repeats.
+    pub fn without_script(message: String) -> Self {
+        Failure {
+            message,
+            script: None,
+            history: String::new(),
+            survivors: Vec::new(),
+        }
+    }
+}
+
 /// Draws the steps of an episode.
 struct Drawn {
     generator: Generator,
@@ -171,7 +183,10 @@ pub fn replay(script: &Script) -> Result<Tally, Box<Failure>> {
 /// Runs an episode, whose script is still to be added to a failure.
 fn play(mut driver: Driver, run: impl FnOnce(&mut Driver)) -> Result<Tally, Box<Failure>> {
     match catch_unwind(AssertUnwindSafe(|| run(&mut driver))) {
-        Ok(()) => Ok(driver.tally),
+        Ok(()) => Ok(Tally {
+            trace: driver.machine.power.trace(),
+            ..driver.tally
+        }),
         Err(cause) => Err(Box::new(Failure {
             message: message(&*cause),
             script: None,
@@ -187,14 +202,7 @@ fn play(mut driver: Driver, run: impl FnOnce(&mut Driver)) -> Result<Tally, Box<
 /// When a rule is broken.
 pub fn crowded(seed: u64) -> Result<Tally, Box<Failure>> {
     let outcome = catch_unwind(|| crowd::episode(&mut Prng::new(seed)));
-    outcome.map_err(|cause| {
-        Box::new(Failure {
-            message: message(&*cause),
-            script: None,
-            history: String::new(),
-            survivors: Vec::new(),
-        })
-    })
+    outcome.map_err(|cause| Box::new(Failure::without_script(message(&*cause))))
 }
 
 /// What a panic said.

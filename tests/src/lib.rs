@@ -8,6 +8,7 @@ pub mod episode;
 pub mod executor;
 pub mod history;
 pub mod image;
+pub mod latent;
 pub mod model;
 pub mod ops;
 mod prng;

@@ -10,7 +10,7 @@ use probe::set_sabotage;
 use serde_json::json;
 use tests::driver::Script;
 use tests::episode::{Failure, replay};
-use tests::simulate::{Caught, Options, Report, catch, minimise, quiet, run, search};
+use tests::simulate::{Caught, Options, Report, catch, damage, minimise, quiet, run, search};
 
 /// Runs episodes of random operations, crashes and faults on simulated pools.
 #[derive(Parser)]
@@ -35,6 +35,9 @@ enum Command {
         /// Stops after so many seconds; 0 is never.
         #[arg(long, default_value_t = 0)]
         seconds: u64,
+        /// Runs one of so many seeds twice, and fails when that makes a difference; 0 is none.
+        #[arg(long, default_value_t = 16)]
+        twice_one_of: u64,
         /// Fails when a mark is not hit.
         #[arg(long)]
         all_marks: bool,
@@ -60,6 +63,15 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         one_of: u64,
     },
+    /// Damages metadata at rest: what is noticed of it, and what a repair recovers.
+    Latent {
+        /// A seed, or FIRST..LAST, the last one included.
+        #[arg(long, default_value = "1..1000000000000", value_parser = seeds)]
+        seeds: (u64, u64),
+        /// Stops after so many seconds; 0 is never.
+        #[arg(long, default_value_t = 0)]
+        seconds: u64,
+    },
     /// Runs a script.
     Replay {
         /// The script.
@@ -82,6 +94,7 @@ fn main() -> Result<ExitCode> {
         Command::Run {
             seeds: (first, last),
             seconds,
+            twice_one_of,
             all_marks,
         } => {
             let report = run(&Options {
@@ -89,6 +102,7 @@ fn main() -> Result<ExitCode> {
                 last,
                 seconds,
                 jobs: arguments.jobs,
+                twice_one_of,
             });
             tell(&report, &arguments.scripts)?;
             report.failures.is_empty() && !(all_marks && tell_missed(&report))
@@ -114,6 +128,19 @@ fn main() -> Result<ExitCode> {
             let searched = search(length, one_of.max(1), arguments.jobs);
             println!("{}", serde_json::to_string(&searched)?);
             searched.violations.is_empty()
+        }
+        Command::Latent {
+            seeds: (first, last),
+            seconds,
+        } => {
+            let options = Options {
+                first,
+                last,
+                seconds,
+                jobs: arguments.jobs,
+                twice_one_of: 0,
+            };
+            tell_damaged(&options)?
         }
         Command::Replay { file } => {
             let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
@@ -142,6 +169,16 @@ fn tell(report: &Report, scripts: &Path) -> Result<()> {
     println!("{report}");
     println!("{}", report.json());
     Ok(())
+}
+
+/// Whether nothing was wrong.
+fn tell_damaged(options: &Options) -> Result<bool> {
+    let (shown, failures) = damage(options);
+    for (seed, failure) in &failures {
+        eprintln!("latent, seed {seed}: {}", failure.message);
+    }
+    println!("{}", serde_json::to_string(&shown)?);
+    Ok(failures.is_empty())
 }
 
 fn tell_missed(report: &Report) -> bool {

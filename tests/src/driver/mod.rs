@@ -51,7 +51,7 @@ pub struct Driver {
 }
 
 /// What a run has done.
-#[derive(Clone, Default, Debug, Serialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 pub struct Tally {
     /// Operations.
     pub operations: u64,
@@ -80,6 +80,9 @@ pub struct Tally {
     /// How often each mark was hit, in the order of [`Mark::ALL`].
     #[serde(skip)]
     pub marks: Vec<u64>,
+    /// What follows from all I/O of one run.
+    #[serde(skip)]
+    pub trace: u64,
 }
 
 impl Tally {

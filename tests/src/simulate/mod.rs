@@ -4,6 +4,7 @@
 //! on one large enough for trees of more than one node; or a crowd, whose requests run at the same time.
 
 mod exhaustive;
+mod latent;
 mod minimise;
 mod report;
 mod sabotage;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 
 pub use exhaustive::{Searched, search};
+pub use latent::damage;
 pub use minimise::{Minimised, minimise};
 pub use report::Report;
 pub use sabotage::{Caught, catch};
@@ -33,6 +35,8 @@ pub struct Options {
     pub seconds: u64,
     /// On how many threads.
     pub jobs: usize,
+    /// Of so many seeds one is run twice, which must make no difference; of none when 0.
+    pub twice_one_of: u64,
 }
 
 const SMALL: Conditions = Conditions {
@@ -85,6 +89,20 @@ pub fn run_seed(seed: u64) -> Result<Tally, Box<Failure>> {
     tally.map(|tally| Tally { marks, ..tally })
 }
 
+/// As [`run_seed`], twice: every count, and the trace of all I/O, must be equal.
+///
+/// # Errors
+/// When a promise is broken, or the two differ.
+pub fn run_seed_twice(seed: u64) -> Result<Tally, Box<Failure>> {
+    let tally = run_seed(seed)?;
+    let again = run_seed(seed)?;
+    if tally == again {
+        return Ok(tally);
+    }
+    let message = format!("run twice, it is not the same: {tally:?}, {again:?}");
+    Err(Box::new(Failure::without_script(message)))
+}
+
 /// How long this process has worked so far.
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
 fn processor_seconds() -> f64 {
@@ -112,7 +130,10 @@ pub fn run(options: &Options) -> Report {
             if seed > options.last {
                 break;
             }
-            own.add_seed(seed, run_seed(seed));
+            let is_twice = options.twice_one_of > 0 && seed.is_multiple_of(options.twice_one_of);
+            own.twice += u64::from(is_twice);
+            let run = if is_twice { run_seed_twice } else { run_seed };
+            own.add_seed(seed, run(seed));
             is_over.fetch_or(!own.failures.is_empty(), Ordering::Relaxed);
         }
         report.lock().add(own);

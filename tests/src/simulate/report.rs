@@ -14,6 +14,8 @@ use crate::model::UNIT;
 pub struct Report {
     /// Seeds run.
     pub seeds: u64,
+    /// Of these, twice.
+    pub twice: u64,
     /// The first and the last of them.
     pub range: Option<(u64, u64)>,
     /// What they did.
@@ -40,6 +42,7 @@ impl Report {
 
     pub(super) fn add(&mut self, other: Report) {
         self.seeds += other.seeds;
+        self.twice += other.twice;
         self.tally.add(&other.tally);
         self.failures.extend(other.failures);
         other.range.into_iter().for_each(|range| self.widen(range));
@@ -80,6 +83,7 @@ impl Report {
         let tally = &self.tally;
         json!({
             "seeds": self.seeds,
+            "twice": self.twice,
             "range": self.range,
             "seconds": self.seconds,
             "jobs": self.jobs,
@@ -102,8 +106,9 @@ impl fmt::Display for Report {
         let tally = &self.tally;
         writeln!(
             to,
-            "{} seeds in {:.0} s on {} threads: {:.0} crashes in a second of a processor",
+            "{} seeds, {} of them twice, in {:.0} s on {} threads: {:.0} crashes in a second of a processor",
             self.seeds,
+            self.twice,
             self.seconds,
             self.jobs,
             self.rate()

@@ -1,6 +1,7 @@
 //! Known bugs: how many seeds it takes until each is noticed.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use probe::{Sabotage, set_sabotage};
@@ -32,16 +33,59 @@ impl Caught {
 
 /// Seeks each bug from so many first seeds, with at most so many seeds each, and tells of each as soon as that
 /// is done.
-pub fn catch(starts: u64, seeds_max: u64, jobs: usize, tell: impl FnMut(Caught) + Send) {
-    let all = Sabotage::ALL;
-    let next = AtomicUsize::new(0);
-    let tell = Mutex::new(tell);
+pub fn catch(starts: u64, seeds_max: u64, jobs: usize, mut tell: impl FnMut(Caught)) {
+    for sabotage in Sabotage::ALL {
+        let mut caught = Caught {
+            sabotage: *sabotage,
+            seeds: Vec::new(),
+            failure: None,
+            message: String::new(),
+        };
+        for start in 0..starts {
+            let first = 1 + start * 1_000_000;
+            let noticed = first_noticed(*sabotage, first..first + seeds_max, jobs);
+            caught
+                .seeds
+                .push(noticed.as_ref().map(|(seed, _)| seed - first + 1));
+            let Some((_, failure)) = noticed else {
+                continue;
+            };
+            if caught.message.is_empty() {
+                caught.message.clone_from(&failure.message);
+            }
+            if failure.script.is_some() {
+                caught.failure.get_or_insert(*failure);
+            }
+        }
+        tell(caught);
+    }
+}
+
+/// The first seed that notices a bug: all threads seek it together.
+fn first_noticed(
+    sabotage: Sabotage,
+    seeds: Range<u64>,
+    jobs: usize,
+) -> Option<(u64, Box<Failure>)> {
+    let next = AtomicU64::new(seeds.start);
+    let end = AtomicU64::new(seeds.end);
+    let first: Mutex<Option<(u64, Box<Failure>)>> = Mutex::default();
     let work = || {
-        while let Some(sabotage) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            set_sabotage(Some(*sabotage));
-            let found = catch_one(*sabotage, starts, seeds_max);
-            set_sabotage(None);
-            (tell.lock())(found);
+        set_sabotage(Some(sabotage));
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end.load(Ordering::Relaxed) {
+                break;
+            }
+            let Err(failure) = run_seed(seed) else {
+                continue;
+            };
+            let mut first = first.lock();
+            // Earlier ones are still under way elsewhere.
+            if first.as_ref().is_none_or(|(earlier, _)| seed < *earlier) {
+                end.fetch_min(seed, Ordering::Relaxed);
+                *first = Some((seed, failure));
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -49,32 +93,5 @@ pub fn catch(starts: u64, seeds_max: u64, jobs: usize, tell: impl FnMut(Caught) 
             scope.spawn(work);
         }
     });
-}
-
-fn catch_one(sabotage: Sabotage, starts: u64, seeds_max: u64) -> Caught {
-    let mut caught = Caught {
-        sabotage,
-        seeds: Vec::new(),
-        failure: None,
-        message: String::new(),
-    };
-    for start in 0..starts {
-        let first = 1 + start * 1_000_000;
-        let mut took = None;
-        for seed in first..first + seeds_max {
-            let Err(failure) = run_seed(seed) else {
-                continue;
-            };
-            took = Some(seed - first + 1);
-            if caught.message.is_empty() {
-                caught.message.clone_from(&failure.message);
-            }
-            if failure.script.is_some() {
-                caught.failure.get_or_insert(*failure);
-            }
-            break;
-        }
-        caught.seeds.push(took);
-    }
-    caught
+    first.into_inner()
 }
