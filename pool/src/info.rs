@@ -65,6 +65,15 @@ pub struct DeviceUsage {
     pub freed_if_deleted_bytes: u64,
 }
 
+/// What a part of a device uses that nobody else does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExclusivePiece {
+    /// Bytes that only this device maps there.
+    pub bytes: u64,
+    /// The virtual block that the next part begins with; none when that was the last.
+    pub next: Option<u64>,
+}
+
 /// The pool's mode, best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -124,10 +133,33 @@ pub struct Status {
     pub provisioned_blocks: u64,
     /// Blocks given to writes of shared ranges since the pool was opened.
     pub copied_blocks: u64,
+    /// Bytes copied from where they were into blocks that were written in part, since the pool was opened.
+    pub copied_bytes: u64,
+    /// Zeros written into blocks that were written in part, since the pool was opened.
+    pub zeroed_bytes: u64,
     /// Blocks of which only the sub-blocks written so far exist: the next commit fills in the rest.
     pub partial_blocks: u64,
+    /// Intent log: bytes of its file; 0 when there is none.
+    pub log_bytes: u64,
+    /// Intent log: records since the last commit began, all of which a start after a crash would replay.
+    pub log_records: u64,
+    /// Intent log: the records after which a commit must come.
+    pub log_records_max: u64,
     /// Writes that wait for data space now.
     pub queued_writes: u64,
     /// Whether a write that lacked data space now would wait for it, unless its volume says otherwise.
     pub queues_without_space: bool,
+}
+
+impl Status {
+    /// Data store: bytes in blocks that nobody has.
+    pub fn data_free_bytes(&self) -> u64 {
+        self.data_total_bytes.saturating_sub(self.data_used_bytes)
+    }
+
+    /// Metadata store: free bytes, without those that are kept back.
+    pub fn metadata_free_bytes(&self) -> u64 {
+        let unusable = self.metadata_used_bytes + self.metadata_reserve_bytes;
+        self.metadata_total_bytes.saturating_sub(unusable)
+    }
 }

@@ -66,7 +66,7 @@ pub use history::{
     without_log,
 };
 pub use host::{DataIo, Host};
-pub use info::{DeviceInfo, DeviceKind, DeviceUsage, Mode, Status};
+pub use info::{DeviceInfo, DeviceKind, DeviceUsage, ExclusivePiece, Mode, Status};
 pub use leaks::{LeakedBlocks, Leaks};
 pub use log::{LogStore, hand_over_log};
 pub use map::Zeroing;

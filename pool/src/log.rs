@@ -282,6 +282,20 @@ impl IntentLog {
         self.next_slot.load(Ordering::SeqCst) == 0
     }
 
+    /// The bytes of its file; 0 when there is none.
+    pub(crate) fn len(&self) -> u64 {
+        if self.is_created.load(Ordering::Relaxed) {
+            self.layout.len()
+        } else {
+            0
+        }
+    }
+
+    /// How many records the current generation has.
+    pub(crate) fn records(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
     /// Removes the log of a pool that has committed everything.
     pub(crate) fn remove(&self) -> io::Result<()> {
         discard(&*self.store)

@@ -1,6 +1,6 @@
 //! The pool: what its parts share, and what it tells about itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -82,6 +82,9 @@ pub(crate) struct Counters {
     pub(crate) commits: AtomicU64,
     pub(crate) provisioned_blocks: AtomicU64,
     pub(crate) copied_blocks: AtomicU64,
+    /// What filling in partial blocks has copied into them, and how many zeros it has written.
+    pub(crate) copied_bytes: AtomicU64,
+    pub(crate) zeroed_bytes: AtomicU64,
     /// Data blocks that are not whole yet.
     pub(crate) partial_blocks: AtomicU64,
     /// Devices being deleted.
@@ -271,25 +274,38 @@ impl<H: Host> Pool<H> {
     /// All volumes and snapshots, by name.
     pub fn devices(&self) -> Vec<DeviceInfo> {
         let table = self.table.read();
-        table
+        // One look at all of them, not one for each: there may be thousands.
+        let by_uuid: HashMap<String, &Arc<Device<H::Data>>> = table
             .devices
             .values()
-            .map(|device| self.describe(&table, device))
+            .map(|device| (device.entry.read().uuid.clone(), device))
+            .collect();
+        let with_uuid = |uuid: &str| by_uuid.get(uuid).copied();
+        let devices = table.devices.values();
+        devices
+            .map(|device| self.describe(device, with_uuid))
             .collect()
     }
 
     /// One volume or snapshot.
     pub fn info(&self, name: &DeviceName) -> Result<DeviceInfo, Error> {
         let device = self.device(name)?;
-        Ok(self.describe(&self.table.read(), &device))
+        let table = self.table.read();
+        let with_uuid = |uuid: &str| {
+            let mut devices = table.devices.values();
+            devices.find(|other| other.entry.read().uuid == uuid)
+        };
+        Ok(self.describe(&device, with_uuid))
     }
 
-    fn describe(&self, table: &Table<H::Data>, device: &Device<H::Data>) -> DeviceInfo {
+    fn describe<'a>(
+        &self,
+        device: &Device<H::Data>,
+        with_uuid: impl Fn(&str) -> Option<&'a Arc<Device<H::Data>>>,
+    ) -> DeviceInfo {
         let entry = device.entry.read().clone();
-        let parent = entry.parent.as_ref().and_then(|uuid| {
-            let mut devices = table.devices.values();
-            devices.find(|other| other.id != device.id && other.entry.read().uuid == *uuid)
-        });
+        let parent = entry.parent.as_deref().and_then(with_uuid);
+        let parent = parent.filter(|parent| parent.id != device.id);
         let mapped = device.mapped_blocks.load(Ordering::Relaxed);
         let kind = if entry.name.is_snapshot() {
             DeviceKind::Snapshot
@@ -366,8 +382,13 @@ impl<H: Host> Pool<H> {
             flushes: self.flushes.rounds.completed(),
             provisioned_blocks: counter(&self.counters.provisioned_blocks),
             copied_blocks: counter(&self.counters.copied_blocks),
+            copied_bytes: counter(&self.counters.copied_bytes),
+            zeroed_bytes: counter(&self.counters.zeroed_bytes),
             partial_blocks: counter(&self.counters.partial_blocks),
             queued_writes: self.queue.len(),
+            log_bytes: self.log.len(),
+            log_records: self.log.records(),
+            log_records_max: self.log.records_max(),
             queues_without_space: self.queue.would_wait(self.host.now()),
         }
     }

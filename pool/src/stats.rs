@@ -77,16 +77,22 @@ impl Histogram {
 #[derive(Debug, Default)]
 pub struct OperationStats {
     bytes: AtomicU64,
+    errors: AtomicU64,
     latency: Histogram,
 }
 
 impl OperationStats {
-    /// Bytes asked for.
+    /// Bytes asked for by requests that were carried out.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How long requests took; its counts add up to the number of requests.
+    /// Requests that failed; they count nowhere else.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// How long requests took; its counts add up to the number of requests that were carried out.
     pub fn latency(&self) -> &Histogram {
         &self.latency
     }
@@ -99,11 +105,17 @@ pub struct DeviceStats {
 }
 
 impl DeviceStats {
-    /// Counts one finished request.
+    /// Counts one request that was carried out.
     pub fn record(&self, operation: Operation, bytes: u64, latency: Duration) {
         let stats = &self.operations[operation as usize];
         stats.bytes.fetch_add(bytes, Ordering::Relaxed);
         stats.latency.record(latency);
+    }
+
+    /// Counts one request that failed.
+    pub fn record_error(&self, operation: Operation) {
+        let stats = &self.operations[operation as usize];
+        stats.errors.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The counters of one kind of request.

@@ -55,27 +55,23 @@ impl<V: Value> Btree<V> {
         walk.node(self.root, wanted, Span::ALL, 0).map(drop)
     }
 
-    /// Calls `f` with the entries that dropping the tree would take a reference away from: those
-    /// not below a node that others share, the root included. Ascending.
+    /// Calls `f` with the entries in the range that dropping the tree would take a reference away from: those
+    /// not below a node that others share, the root included. Ascending, until it breaks.
     ///
     /// # Errors
     /// When a node on the way, or the count of one, cannot be read or is damaged.
     pub fn for_each_exclusive(
         &self,
         source: &View,
-        f: &mut dyn FnMut(u64, V),
+        keys: impl RangeBounds<u64>,
+        f: &mut dyn FnMut(u64, V) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let mut each = |key, value| {
-            f(key, value);
-            ControlFlow::Continue(())
+        let Some(wanted) = span_of(&keys) else {
+            return Ok(());
         };
         let enter = |nr| source.count(nr).map(|count| count <= 1);
-        let mut walk = Walk {
-            source,
-            enter,
-            f: &mut each,
-        };
-        walk.node(self.root, Span::ALL, Span::ALL, 0).map(drop)
+        let mut walk = Walk { source, enter, f };
+        walk.node(self.root, wanted, Span::ALL, 0).map(drop)
     }
 
     /// Whether any key lies in the interval, looking below a node at a known place.

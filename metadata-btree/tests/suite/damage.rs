@@ -78,7 +78,7 @@ fn use_all(image: Vec<u8>) -> Result<(), Error> {
     for &(_, root) in &names {
         let tree = Btree::<DiskRef>::from_root(root);
         tree.for_each(&view, .., &mut |_, _| ControlFlow::Continue(()))?;
-        tree.for_each_exclusive(&view, &mut |_, _| {})?;
+        tree.for_each_exclusive(&view, .., &mut |_, _| ControlFlow::Continue(()))?;
     }
     for nr in 0..forest.tx.metadata_blocks() {
         assert_eq!(view.count(BlockNr(nr))?, forest.tx.count(BlockNr(nr))?);
@@ -305,7 +305,7 @@ fn touch(image: Vec<u8>) -> Result<(), Error> {
     });
     for &(_, root) in &names {
         let tree = Btree::<DiskRef>::from_root(root);
-        let _ = tree.for_each_exclusive(&view, &mut |_, _| {});
+        let _ = tree.for_each_exclusive(&view, .., &mut |_, _| ControlFlow::Continue(()));
         let _ = tree.lookup(&view, 77);
     }
     let _ = (view.disk_count(7), view.count(BlockNr(7)));

@@ -99,6 +99,11 @@ impl<H: Host> Pool<H> {
         }
         let at = self.block_size.position(partial.block) + begin;
         self.data.write(at, &bytes).await.map_err(failed)?;
+        let counter = match source {
+            Source::Hole => &self.counters.zeroed_bytes,
+            Source::Origin | Source::Data(_) => &self.counters.copied_bytes,
+        };
+        counter.fetch_add(len, Ordering::Relaxed);
         Ok(len)
     }
 
