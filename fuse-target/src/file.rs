@@ -182,9 +182,11 @@ impl<H: Host> OpenFile<H> {
         started: Instant,
         result: Result<(), pool::Error>,
     ) -> Result<(), Errno> {
-        self.device
-            .stats()
-            .record(operation, len, started.elapsed());
+        let stats = self.device.stats();
+        match result {
+            Ok(()) => stats.record(operation, len, started.elapsed()),
+            Err(_) => stats.record_error(operation),
+        }
         result.map_err(|error| self.errno(&error, operation.name(), offset, len))
     }
 

@@ -1,6 +1,6 @@
 //! What a request asks for: checked against the export before anything is done.
 
-use pool::Zeroing;
+use pool::{Operation, Zeroing};
 
 use crate::handshake::{Facts, PAYLOAD_LEN_MAX};
 use crate::wire::{Errno, Request, command, command_flag};
@@ -43,6 +43,18 @@ pub(crate) struct Terms {
 }
 
 impl Command {
+    /// As what it is counted, if it is.
+    pub(crate) fn operation(self) -> Option<Operation> {
+        match self {
+            Command::Read { .. } => Some(Operation::Read),
+            Command::Write { .. } => Some(Operation::Write),
+            Command::Flush => Some(Operation::Flush),
+            Command::Trim { .. } => Some(Operation::Discard),
+            Command::WriteZeroes { .. } => Some(Operation::WriteZeroes),
+            Command::Cache | Command::BlockStatus { .. } => None,
+        }
+    }
+
     /// Checks flags, permission and range, in this order.
     pub(crate) fn check(request: &Request, terms: &Terms) -> Result<Self, Refusal> {
         let command = Self::of(request)?;

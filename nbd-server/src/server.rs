@@ -157,6 +157,11 @@ impl Server {
         self.shared.live.lock().len()
     }
 
+    /// How many clients have got past their handshake so far.
+    pub fn connections_so_far(&self) -> u64 {
+        self.shared.next_id.load(Ordering::Relaxed)
+    }
+
     /// Shuts down: new requests get `ESHUTDOWN`, running ones finish, devices are flushed, clients
     /// are disconnected and the socket's file is removed. Blocks until all that is done; a second
     /// call does nothing.

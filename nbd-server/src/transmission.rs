@@ -156,18 +156,35 @@ impl<H: Host> Session<H> {
     }
 
     async fn carry_out(&self, incoming: &Incoming) -> Result<Body, Refusal> {
+        let command = Command::check(&incoming.request, &self.terms())?;
+        let result = self.perform(command, incoming).await;
+        if let Some(operation) = command.operation() {
+            let stats = self.device.stats();
+            match &result {
+                Ok(_) => {
+                    let bytes = match operation {
+                        Operation::Flush => 0,
+                        _ => u64::from(incoming.request.len),
+                    };
+                    stats.record(operation, bytes, incoming.begun.elapsed());
+                }
+                // Zeroing that is not fast is what the client wanted to know.
+                Err(refusal) if refusal.errno == Errno::NotSupported => {}
+                Err(_) => stats.record_error(operation),
+            }
+        }
+        result
+    }
+
+    async fn perform(&self, command: Command, incoming: &Incoming) -> Result<Body, Refusal> {
         let request = &incoming.request;
         let (offset, len) = (request.offset, u64::from(request.len));
-        let counted = match Command::check(request, &self.terms())? {
-            Command::Read { unfragmented } => {
-                let body = self.read(request, unfragmented).await?;
-                self.count(Operation::Read, len, incoming.begun);
-                return Ok(body);
-            }
+        match command {
+            Command::Read { unfragmented } => return self.read(request, unfragmented).await,
             Command::BlockStatus { only_first } => {
                 return self.block_status(request, only_first).await;
             }
-            Command::Cache => None,
+            Command::Cache => {}
             Command::Write { durable } => {
                 let payload = incoming.payload.as_ref().map_or(&[][..], Buffer::payload);
                 assert_eq!(
@@ -179,36 +196,14 @@ impl<H: Host> Session<H> {
                     .write(offset, payload, durable)
                     .await
                     .map_err(refusal)?;
-                Some(Operation::Write)
             }
-            Command::Flush => {
-                self.device.flush().await.map_err(refusal)?;
-                Some(Operation::Flush)
-            }
-            Command::Trim { durable } => {
-                self.trim(offset, len, durable).await?;
-                Some(Operation::Discard)
-            }
+            Command::Flush => self.device.flush().await.map_err(refusal)?,
+            Command::Trim { durable } => self.trim(offset, len, durable).await?,
             Command::WriteZeroes { zeroing, durable } => {
                 self.write_zeroes(offset, len, zeroing, durable).await?;
-                Some(Operation::WriteZeroes)
             }
-        };
-        if let Some(operation) = counted {
-            let bytes = if operation == Operation::Flush {
-                0
-            } else {
-                len
-            };
-            self.count(operation, bytes, incoming.begun);
         }
         Ok(Body::Simple(wire::simple_reply(request.cookie, 0)))
-    }
-
-    fn count(&self, operation: Operation, bytes: u64, begun: Instant) {
-        self.device
-            .stats()
-            .record(operation, bytes, begun.elapsed());
     }
 
     async fn read(&self, request: &Request, unfragmented: bool) -> Result<Body, Refusal> {

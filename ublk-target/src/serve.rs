@@ -26,10 +26,13 @@ pub(crate) async fn carry_out<H: Host>(
         }
     };
     let (operation, len, result) = perform(device, request, buffer).await;
-    device.stats().record(operation, len, begun.elapsed());
     match result {
-        Ok(()) => request.success(),
+        Ok(()) => {
+            device.stats().record(operation, len, begun.elapsed());
+            request.success()
+        }
         Err(error) => {
+            device.stats().record_error(operation);
             if matches!(error.kind(), ErrorKind::Io | ErrorKind::Damaged) {
                 let name = device.name();
                 tracing::warn!("{name}: {} failed: {error}", operation.name());
