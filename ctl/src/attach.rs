@@ -448,6 +448,13 @@ impl Attachments {
         self.ends_when_empty.store(ends, Ordering::Relaxed);
     }
 
+    /// How each device is attached; not known while that is just changing.
+    pub fn transports(&self) -> Option<Vec<Transport>> {
+        let state = self.state.try_lock().ok()?;
+        let attached = state.attached.values();
+        Some(attached.map(|one| one.attachment.transport).collect())
+    }
+
     /// Whether nothing is attached.
     pub async fn is_empty(&self) -> bool {
         let mut state = self.state.lock().await;

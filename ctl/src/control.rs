@@ -214,7 +214,12 @@ async fn call(State(service): State<Arc<PoolService>>, Json(call): Json<Call>) -
         };
         let is_change = !matches!(
             call,
-            Call::List | Call::Info { .. } | Call::Status | Call::Usage | Call::Check
+            Call::List
+                | Call::Info { .. }
+                | Call::Status
+                | Call::Activity
+                | Call::Usage
+                | Call::Check
         );
         if is_change {
             let call = serde_json::to_string(&call).unwrap_or_default();
@@ -232,6 +237,10 @@ fn with_pid(reply: Reply) -> Reply {
             daemon_pid: Some(std::process::id()),
             ..info
         }),
+        Reply::Activity(mut activity) => {
+            activity.pool.daemon_pid = Some(std::process::id());
+            Reply::Activity(activity)
+        }
         other => other,
     }
 }

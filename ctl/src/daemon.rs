@@ -22,7 +22,7 @@ use crate::client::Client;
 use crate::control::ControlSocket;
 use crate::events::Happening;
 use crate::exports::{PoolExports, address_of, start_server};
-use crate::metrics::MetricsServer;
+use crate::metrics::{MetricsServer, Sources};
 use crate::pool_dir::{CONTROL_SOCKET, PoolDir};
 use crate::protocol::{CallError, CallErrorKind};
 use crate::serve_args::{NbdAddress, ServeArgs};
@@ -30,6 +30,7 @@ use crate::service::PoolService;
 use crate::service_manager::{HandedSockets, keep_watch, tell_ready, tell_status, tell_stopping};
 use crate::session::patiently;
 use crate::space::look_after;
+use crate::usage_counts::count_usage;
 
 /// How the ready line begins.
 pub const READY_PREFIX: &str = "ready: ";
@@ -264,7 +265,7 @@ async fn close_pools(pools: &[Arc<PoolService>]) -> Result<(), CallError> {
 
 /// Everything that listens and everything that runs beside it.
 struct Servers {
-    nbd: Vec<Server>,
+    nbd: Vec<Arc<Server>>,
     nbd_addresses: Vec<String>,
     metrics_address: Option<String>,
     stop: watch::Sender<bool>,
@@ -303,14 +304,15 @@ impl Servers {
             tokio::spawn(commit_regularly(Arc::clone(service)));
             tokio::spawn(reclaim_deleted(Arc::clone(service)));
             tokio::spawn(look_after(Arc::clone(service)));
+            tokio::spawn(count_usage(Arc::clone(service)));
         }
         let metrics_address = metrics
             .as_ref()
             .map(|metrics| metrics.address().to_string());
         if let Some(metrics) = metrics {
-            let pools = pools.to_vec();
+            let sources = Sources::new(pools, &nbd);
             tokio::spawn(async move {
-                if let Err(cause) = metrics.serve(pools).await {
+                if let Err(cause) = metrics.serve(sources).await {
                     tracing::error!("metrics: {cause}");
                 }
             });
@@ -386,7 +388,7 @@ impl Servers {
 fn start_nbd(
     args: &ServeArgs,
     pools: &[Arc<PoolService>],
-) -> Result<(Vec<Server>, Vec<String>), CallError> {
+) -> Result<(Vec<Arc<Server>>, Vec<String>), CallError> {
     let named = pools
         .iter()
         .map(|service| (service.dir.label(), Arc::clone(&service.pool)));
@@ -400,7 +402,7 @@ fn start_nbd(
         }
         let server = start_server(address, clients, max, exports.clone())?;
         started.push(address_of(&server).to_string());
-        servers.push(server);
+        servers.push(Arc::new(server));
     }
     Ok((servers, started))
 }

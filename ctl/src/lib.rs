@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activity;
 mod attach;
 mod check;
 mod cli;
@@ -39,6 +40,7 @@ mod systemd;
 mod table;
 mod transfer;
 mod transports;
+mod usage_counts;
 
 mod programs;
 

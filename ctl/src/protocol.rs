@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use pool::{DeviceInfo, DeviceName, DeviceUsage, NoSpaceOverride, Status};
 use serde::{Deserialize, Serialize};
 
+use crate::activity::Activity;
 use crate::cli::{DeviceOptions, FileSystem};
 use crate::space::SpacePolicy;
 use crate::transports::Transport;
@@ -100,6 +101,8 @@ pub enum Call {
     },
     /// The pool's state.
     Status,
+    /// What has been done in the pool since it was opened.
+    Activity,
     /// Who uses how much.
     Usage,
     /// Verifies everything.
@@ -156,6 +159,8 @@ pub enum Reply {
     Devices(Vec<DeviceInfo>),
     /// The pool's state.
     Pool(PoolInfo),
+    /// What has been done in the pool since it was opened.
+    Activity(Activity),
     /// Who uses how much.
     Usage(UsageReport),
     /// What a check found.

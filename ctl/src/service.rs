@@ -14,6 +14,7 @@ use pool::{
 use reactor::{FileHost, FileIo};
 use tokio::sync::{Mutex, Notify};
 
+use crate::activity::activity;
 use crate::attach::Attachments;
 use crate::check::check_pool;
 use crate::events::Events;
@@ -21,7 +22,8 @@ use crate::pool_dir::{Access, DataAccess, PoolDir, existing_origin, extend_file,
 use crate::protocol::{
     Call, CallError, CallErrorKind, PoolInfo, Progress, Reply, Resized, UsageReport, UsageTotals,
 };
-use crate::space::SpacePolicy;
+use crate::space::{SpacePolicy, UntilFull};
+use crate::usage_counts::UsageCounts;
 
 /// The pool as this program runs it.
 pub type FilePool = Pool<FileHost>;
@@ -56,8 +58,12 @@ pub struct PoolService {
     pub deleted: Notify,
     /// What has happened to it.
     pub events: Events,
+    /// Who uses how much, as a daemon has counted it in the background.
+    pub usage_counts: UsageCounts,
     /// How it deals with its space.
     space: RwLock<SpacePolicy>,
+    /// When its stores will be full, as a daemon finds out.
+    until_full: RwLock<UntilFull>,
     /// Had by who makes a store larger, one at a time: each looks at the size first.
     growing: Mutex<()>,
 }
@@ -138,7 +144,9 @@ impl PoolService {
         let attachments = Attachments::new(&dir);
         Ok(PoolService {
             events: Events::new(dir.label()),
+            usage_counts: UsageCounts::default(),
             space: RwLock::new(dir.config.space.clone()),
+            until_full: RwLock::default(),
             growing: Mutex::default(),
             dir,
             pool,
@@ -249,6 +257,16 @@ impl PoolService {
     /// How the pool deals with its space.
     pub fn space(&self) -> SpacePolicy {
         self.space.read().clone()
+    }
+
+    /// When its stores will be full at the present rate.
+    pub fn until_full(&self) -> UntilFull {
+        *self.until_full.read()
+    }
+
+    /// Notes when its stores will be full.
+    pub fn set_until_full(&self, until_full: UntilFull) {
+        *self.until_full.write() = until_full;
     }
 
     fn set_space(&self, policy: SpacePolicy) -> Result<(), CallError> {
@@ -460,6 +478,7 @@ pub async fn execute(
         Call::List => Reply::Devices(pool.devices()),
         Call::Info { name } => Reply::Device(pool.info(&name).map_err(failed)?),
         Call::Status => Reply::Pool(service.pool_info()),
+        Call::Activity => Reply::Activity(activity(service)),
         Call::Usage => Reply::Usage(service.usage().await.map_err(failed)?),
         Call::Check => Reply::Check(check_pool(service, progress).await?),
         Call::Attach(request) => {

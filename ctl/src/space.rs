@@ -15,6 +15,7 @@
 //! max = 107374182400              # never beyond that, in bytes
 //! ```
 
+mod forecast;
 mod watch;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::events::Happening;
 use crate::protocol::CallError;
 use crate::service::PoolService;
+use forecast::Forecast;
 use watch::Watch;
 
 /// How often a pool's space is looked at.
@@ -69,6 +71,15 @@ impl Default for SpacePolicy {
     }
 }
 
+/// When a pool's stores will be full if they go on filling as they do, in seconds; none if they do not fill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct UntilFull {
+    /// The data store, at its present size.
+    pub data_seconds: Option<u64>,
+    /// The metadata store, at its present size.
+    pub metadata_seconds: Option<u64>,
+}
+
 /// How a data store that is a file grows by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +99,12 @@ impl SpacePolicy {
             error_if_no_space: self.error_if_no_space,
             no_space_timeout: self.no_space_timeout,
         }
+    }
+
+    /// The free space below which there is little of a store, in bytes.
+    pub fn low_water_bytes(&self, total: u64) -> u64 {
+        let bytes = u128::from(total) * u128::from(self.low_water_percent) / 100;
+        u64::try_from(bytes).unwrap_or(total)
     }
 
     /// Refuses numbers that make no sense.
@@ -142,6 +159,8 @@ pub async fn look_after(service: Arc<PoolService>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch::default();
     let mut growth = Growth::default();
+    let (mut data, mut metadata) = (Forecast::default(), Forecast::default());
+    let began = Instant::now();
     let turned = Arc::new(Notify::new());
     tokio::spawn(tell_turns(Arc::clone(&service), Arc::clone(&turned)));
     loop {
@@ -154,6 +173,15 @@ pub async fn look_after(service: Arc<PoolService>) {
         for happening in watch.look(&status, &policy) {
             service.events.tell(happening);
         }
+        let now = began.elapsed();
+        service.set_until_full(UntilFull {
+            data_seconds: data.look(now, status.data_used_bytes, status.data_free_bytes()),
+            metadata_seconds: metadata.look(
+                now,
+                status.metadata_used_bytes,
+                status.metadata_free_bytes(),
+            ),
+        });
         if let Some(auto) = policy.auto_grow {
             growth.follow(&service, auto).await;
         }
@@ -209,6 +237,41 @@ impl Growth {
     }
 }
 
+/// A pool with 100 bytes in each store, none of them used.
+#[cfg(test)]
+pub(crate) fn empty_status() -> Status {
+    Status {
+        block_size: 65_536,
+        data_total_bytes: 100,
+        data_used_bytes: 0,
+        metadata_total_bytes: 100,
+        metadata_used_bytes: 0,
+        metadata_reserve_bytes: 0,
+        held_root: 0,
+        transaction_id: 1,
+        time: 0,
+        mode: Mode::Write,
+        mode_reason: String::new(),
+        needs_check: false,
+        discard_passdown: true,
+        volumes: 0,
+        snapshots: 0,
+        deleting: 0,
+        commits: 0,
+        flushes: 0,
+        provisioned_blocks: 0,
+        copied_blocks: 0,
+        copied_bytes: 0,
+        zeroed_bytes: 0,
+        partial_blocks: 0,
+        queued_writes: 0,
+        log_bytes: 0,
+        log_records: 0,
+        log_records_max: 0,
+        queues_without_space: true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +283,7 @@ mod tests {
             block_size: BLOCK,
             data_used_bytes: used * BLOCK,
             data_total_bytes: total * BLOCK,
-            ..watch::tests::status()
+            ..empty_status()
         }
     }
 

@@ -30,18 +30,14 @@ impl Watch {
     pub(super) fn look(&mut self, status: &Status, policy: &SpacePolicy) -> Vec<Happening> {
         let mut happenings = Vec::new();
         let percent = policy.low_water_percent;
-        let free = status
-            .data_total_bytes
-            .saturating_sub(status.data_used_bytes);
         let data = Level {
             store: Store::Data,
-            free,
+            free: status.data_free_bytes(),
             total: status.data_total_bytes,
         };
-        let unusable = status.metadata_used_bytes + status.metadata_reserve_bytes;
         let metadata = Level {
             store: Store::Metadata,
-            free: status.metadata_total_bytes.saturating_sub(unusable),
+            free: status.metadata_free_bytes(),
             total: status.metadata_total_bytes,
         };
         self.data.look(&data, percent, &mut happenings);
@@ -107,37 +103,9 @@ impl Gauge {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-
-    /// A pool with 100 bytes in each store, none of them used.
-    pub(crate) fn status() -> Status {
-        Status {
-            block_size: 65_536,
-            data_total_bytes: 100,
-            data_used_bytes: 0,
-            metadata_total_bytes: 100,
-            metadata_used_bytes: 0,
-            metadata_reserve_bytes: 0,
-            held_root: 0,
-            transaction_id: 1,
-            time: 0,
-            mode: Mode::Write,
-            mode_reason: String::new(),
-            needs_check: false,
-            discard_passdown: true,
-            volumes: 0,
-            snapshots: 0,
-            deleting: 0,
-            commits: 0,
-            flushes: 0,
-            provisioned_blocks: 0,
-            copied_blocks: 0,
-            partial_blocks: 0,
-            queued_writes: 0,
-            queues_without_space: true,
-        }
-    }
+    use crate::space::empty_status as status;
 
     fn data(used: u64, total: u64) -> Status {
         Status {
