@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -149,7 +150,16 @@ pub enum Command {
     /// free_bytes, total_bytes, percent), once each time that the mark is crossed; grown (store, from_bytes, to_bytes);
     /// no_space_timeout (seconds); auto_grow_failed (bytes, reason). The last 1000 are kept.
     Events(EventsArgs),
-    /// Draw what was made from what
+    /// Show a pool live: how full it is, and what is done with which volume
+    ///
+    /// Keys sort by requests (r), bytes (b), latency (l), mapped (m) or name (n); q ends. P50 and P99 are the times that
+    /// half of the reads and writes since the last look, and 99 of 100, did not exceed; WAIT is how many writes wait for
+    /// data space; EXCLUSIVE was counted a while ago. Elsewhere than on a terminal, and with --json (one object a
+    /// line), what would be shown is printed each time.
+    Top(TopArgs),
+    /// Draw what was made from what, and who uses how much, exactly
+    ///
+    /// MAPPED is EXCLUSIVE, which deleting it alone would free, and SHARED, which others map, too. JSON has depths.
     Tree {
         /// The pool
         pool: String,
@@ -464,6 +474,27 @@ pub struct EventsArgs {
     /// Go on with what happens, until the daemon ends
     #[arg(long)]
     pub follow: bool,
+}
+
+/// What shows a pool live.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// The pool
+    pub pool: String,
+    /// The time between two looks, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = parse_interval)]
+    pub interval: Duration,
+    /// Print what happens in one interval, and end
+    #[arg(long)]
+    pub once: bool,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok();
+    match seconds {
+        Some(seconds @ 0.1..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected seconds, 0.1 to 3600".to_owned()),
+    }
 }
 
 /// What attaches a device.

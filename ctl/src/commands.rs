@@ -12,9 +12,11 @@ mod rewind;
 mod show;
 mod space;
 mod status;
+mod top;
 mod verify;
 
 use crate::cli::{Cli, Command};
+use crate::client::Client;
 use crate::daemon;
 use crate::exit;
 use crate::interrupt::Interrupt;
@@ -86,6 +88,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, CallError> 
         Command::Ls { pool } => show::list(context, &pool).await,
         Command::Info { what } => show::info(context, &what).await,
         Command::Status { pool } => status::status(context, &pool).await,
+        Command::Top(args) => top::top(context, &args).await,
         Command::Tree { pool } => show::tree(context, &pool).await,
         Command::Du { pool } => show::usage(context, &pool).await,
         Command::Attach(args) => attach::attach(context, &args).await,
@@ -148,6 +151,15 @@ impl Context {
         }
         session.close().await
     }
+}
+
+/// The daemon that serves a pool, for what only a daemon knows; `why` says so.
+async fn daemon_of(dir: &PoolDir, why: &str) -> Result<Client, CallError> {
+    let client = Client::connect(dir).await?;
+    client.ok_or_else(|| {
+        let message = format!("{}: no daemon serves it, and {why}", dir.path.display());
+        CallError::new(CallErrorKind::NotFound, message)
+    })
 }
 
 /// An answer that does not belong to the question.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pool::{DeviceInfo, DeviceKind, DeviceName, Mode, NoSpacePolicy};
+use pool::{DeviceInfo, DeviceKind, DeviceName, DeviceUsage, Mode, NoSpacePolicy};
 use serde::Serialize;
 
 use super::{Context, unexpected};
@@ -210,28 +210,61 @@ struct TreeNode {
     depth: usize,
     #[serde(flatten)]
     info: DeviceInfo,
+    /// Bytes that only it maps; none of one that was made just now.
+    exclusive_bytes: Option<u64>,
+    /// Bytes that another maps, too.
+    shared_bytes: Option<u64>,
     /// Whether it is the last child of its parent; so for each of its ancestors, outermost first.
     #[serde(skip)]
     last: Vec<bool>,
 }
 
 pub(super) async fn tree(context: &Context, pool: &str) -> Result<(), CallError> {
-    let nodes = in_tree_order(devices(context, pool).await?);
+    let usage: BTreeMap<DeviceName, DeviceUsage> = usage_of(context, pool)
+        .await?
+        .devices
+        .into_iter()
+        .map(|usage| (usage.name.clone(), usage))
+        .collect();
+    let mut nodes = in_tree_order(devices(context, pool).await?);
+    for node in &mut nodes {
+        let usage = usage.get(&node.info.name);
+        node.exclusive_bytes = usage.map(|usage| usage.exclusive_bytes);
+        node.shared_bytes = usage.map(|usage| usage.shared_bytes);
+    }
     context.output.print(&nodes, |nodes| {
         let row = |node: &TreeNode| {
             vec![
                 format!("{}{}", branches(&node.last), node.info.name),
+                lineage(&node.info).to_owned(),
                 format_size(node.info.size),
                 format_size(node.info.mapped_bytes),
+                size_or_none(node.exclusive_bytes),
+                size_or_none(node.shared_bytes),
             ]
         };
         let columns = [
             ("NAME", Align::Left),
+            ("KIND", Align::Left),
             ("SIZE", Align::Right),
             ("MAPPED", Align::Right),
+            ("EXCLUSIVE", Align::Right),
+            ("SHARED", Align::Right),
         ];
         render(&columns, nodes.iter().map(row))
     })
+}
+
+/// As `kind`, and whether a volume was made from something.
+fn lineage(info: &DeviceInfo) -> &'static str {
+    match kind(info) {
+        "volume" if info.parent.is_some() => "clone",
+        kind => kind,
+    }
+}
+
+fn size_or_none(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), format_size)
 }
 
 /// Parents before their children, with a stack of our own: lineage may be very deep.
@@ -245,25 +278,25 @@ fn in_tree_order(devices: Vec<DeviceInfo>) -> Vec<TreeNode> {
     let mut nodes = Vec::new();
     let mut stack: Vec<TreeNode> = Vec::new();
     let roots = children.remove(&None).unwrap_or_default();
-    stack.extend(roots.into_iter().rev().map(|info| TreeNode {
-        depth: 0,
+    let node = |info, depth, last| TreeNode {
+        depth,
         info,
-        last: Vec::new(),
-    }));
-    while let Some(node) = stack.pop() {
+        exclusive_bytes: None,
+        shared_bytes: None,
+        last,
+    };
+    let roots = roots.into_iter().rev();
+    stack.extend(roots.map(|info| node(info, 0, Vec::new())));
+    while let Some(next) = stack.pop() {
         let below = children
-            .remove(&Some(node.info.name.clone()))
+            .remove(&Some(next.info.name.clone()))
             .unwrap_or_default();
         for (index, info) in below.into_iter().rev().enumerate() {
-            let mut last = node.last.clone();
+            let mut last = next.last.clone();
             last.push(index == 0);
-            stack.push(TreeNode {
-                depth: node.depth + 1,
-                info,
-                last,
-            });
+            stack.push(node(info, next.depth + 1, last));
         }
-        nodes.push(node);
+        nodes.push(next);
     }
     nodes
 }
@@ -281,8 +314,13 @@ fn branches(last: &[bool]) -> String {
 }
 
 pub(super) async fn usage(context: &Context, pool: &str) -> Result<(), CallError> {
+    let report = usage_of(context, pool).await?;
+    context.output.print(&report, describe_usage)
+}
+
+async fn usage_of(context: &Context, pool: &str) -> Result<UsageReport, CallError> {
     match context.call(pool, Access::Read, Call::Usage).await? {
-        Reply::Usage(report) => context.output.print(&report, describe_usage),
+        Reply::Usage(report) => Ok(report),
         other => Err(unexpected(&other)),
     }
 }

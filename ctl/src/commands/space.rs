@@ -2,9 +2,8 @@
 
 use pool::NoSpaceOverride;
 
-use super::{Context, unexpected};
+use super::{Context, daemon_of, unexpected};
 use crate::cli::{DeviceArg, EventsArgs, OrPool, SetArgs};
-use crate::client::Client;
 use crate::events::PoolEvent;
 use crate::output::write_out;
 use crate::pool_dir::{Access, PoolDir, names_pool};
@@ -124,13 +123,7 @@ fn overridden<T>(asked: Option<OrPool<T>>, before: Option<T>) -> Option<T> {
 
 pub(super) async fn events(context: &Context, args: &EventsArgs) -> Result<(), CallError> {
     let dir = PoolDir::open(&args.pool)?;
-    let Some(mut client) = Client::connect(&dir).await? else {
-        let message = format!(
-            "{}: no daemon serves it, and only a daemon sees events",
-            dir.path.display()
-        );
-        return Err(CallError::new(CallErrorKind::NotFound, message));
-    };
+    let mut client = daemon_of(&dir, "only a daemon sees events").await?;
     let mut print = |event: PoolEvent| {
         let mut line = serde_json::to_vec(&event)
             .map_err(|cause| CallError::new(CallErrorKind::Other, cause.to_string()))?;

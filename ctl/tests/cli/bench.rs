@@ -84,6 +84,20 @@ impl Bench {
         String::from_utf8(outcome.stdout).unwrap()
     }
 
+    /// The first lines of a command that goes on for ever, until nobody reads them any more.
+    pub fn lines(&self, args: &[&str], count: usize) -> Vec<String> {
+        let mut child = self
+            .command(env!("CARGO_BIN_EXE_thinctl"))
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let reader = BufReader::new(child.stdout.take().unwrap());
+        let lines: Vec<String> = reader.lines().take(count).map(Result::unwrap).collect();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{args:?}");
+        lines
+    }
+
     pub fn json(&self, args: &[&str]) -> Value {
         let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
         serde_json::from_str(&self.ok(&args)).unwrap()

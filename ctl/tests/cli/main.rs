@@ -10,3 +10,4 @@ mod lifecycle;
 mod refusals;
 mod service_manager;
 mod stores;
+mod watch;

@@ -54,6 +54,7 @@ fn every_command_takes_json() {
         "status",
         "ls",
         "info",
+        "top",
         "tree",
         "du",
         "serve",
