@@ -33,5 +33,8 @@ for unit in packaging/systemd/*; do
 done
 install -m 644 packaging/udev/*.rules "$to/lib/udev/rules.d"
 
+install -d "$to/share/thinpool/dashboards"
+install -m 644 dashboards/README.md dashboards/thinpool.json dashboards/*.yml "$to/share/thinpool/dashboards"
+
 install -d "$to/share/doc/thinpool"
 install -m 644 README.md ARCHITECTURE.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE "$to/share/doc/thinpool"

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Installs, by apt, what the build and the tests need and this machine lacks. Says nothing when all is there.
-# PostgreSQL comes without a cluster of its own: the demo makes a private one.
+# PostgreSQL comes without a cluster of its own: the demo makes a private one. Services that come along are not
+# started, Prometheus not at boot either: the tests run their own.
 set -eu
 
 packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql-15 qemu-utils nbdkit
-    zstd openssl groff-base binutils pkg-config e2fsprogs xfsprogs jq curl gcc g++ libc6-dev python3 util-linux mount procps"
+    prometheus zstd openssl groff-base binutils pkg-config e2fsprogs xfsprogs jq curl gcc g++ libc6-dev python3 util-linux mount procps"
 
 # ublk-target is built with libublk, which reads the kernel's header with it.
 packages="$packages libclang-dev"
@@ -39,6 +40,18 @@ case "$missing" in
         fi
         ;;
 esac
+case "$missing" in
+    *prometheus*)
+        unit=/etc/systemd/system/prometheus.service
+        [ -e "$unit" ] || { mkdir -p "${unit%/*}" && ln -s /dev/null "$unit"; }
+        ;;
+esac
+# Asked before a service is started; 101 is no.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+fi
 apt-get update -q
 # All of them, not only the missing: packages built from one source want one version, and apt would rather
 # remove the one that is there than upgrade it unasked.

@@ -21,6 +21,7 @@ installed "$ROOT" /opt/thin >"$SCRATCH/installed"
         share/zsh/site-functions/_thinctl share/fish/vendor_completions.d/thinctl.fish \
         lib/systemd/system/{thinpoold@.service,thinpoold@.socket,thinpool-attach@.service} lib/udev/rules.d/55-thinpool.rules \
         share/doc/thinpool/{README.md,ARCHITECTURE.md,CHANGELOG.md,LICENSE-MIT,LICENSE-APACHE} \
+        share/thinpool/dashboards/{README.md,thinpool.json,alerts.yml,alerts_test.yml} \
         share/man/man1/thinpoold.1 share/man/man1/thinctl.1
     # A page for each command that the tool's help lists.
     thinctl help | sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p' |
@@ -101,6 +102,7 @@ dpkg-query --admindir="$debian/var/lib/dpkg" -L thinpool >"$SCRATCH/listed"
 for file in usr/bin/thinctl usr/bin/thinpoold usr/lib/systemd/system/thinpoold@.{service,socket} \
     usr/lib/systemd/system/thinpool-attach@.service usr/lib/udev/rules.d/55-thinpool.rules usr/share/man/man1/thinpoold.1.gz \
     usr/share/bash-completion/completions/thinctl usr/share/zsh/vendor-completions/_thinctl \
+    usr/share/thinpool/dashboards/{README.md,thinpool.json,alerts.yml,alerts_test.yml} \
     usr/share/doc/thinpool/{copyright,changelog.gz,README.md}; do
     grep -qx "/$file" "$SCRATCH/listed" || fail "$file is not listed"
     [ -s "$debian/$file" ] || fail "$file is not there"
