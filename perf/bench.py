@@ -17,7 +17,7 @@ import sys
 import tempfile
 
 import metadata
-from servers import NullServer, QemuOverlay, QemuRaw, Thinpool, load, run
+from servers import LimitServer, NullServer, QemuOverlay, QemuRaw, Thinpool, load, run
 
 MIB = 1 << 20
 
@@ -87,7 +87,7 @@ def measure_in_place(servers, options, results):
 
 def measure_clones(servers, results):
     for workload, pattern, size, depth, connections in FRESH_CLONE + FLUSHED_CLONE:
-        flush = "yes" if (workload, pattern, size, depth, connections) in FLUSHED_CLONE else None
+        flush = "end" if (workload, pattern, size, depth, connections) in FLUSHED_CLONE else None
         for server in servers:
             server.renew(clone=True)
             os.sync()
@@ -102,11 +102,11 @@ def measure_io(directory, options):
     ours = Thinpool(directory, size)
     overlay = QemuOverlay(directory, size)
     raw = [QemuRaw(directory, size, aio) for aio in ("threads", "io_uring")]
-    null = NullServer(directory, size)
-    in_place, clones = [ours, *raw, overlay, null], [ours, overlay]
+    limit, null = LimitServer(directory, size), NullServer(directory, size)
+    in_place, clones = [ours, *raw, overlay, limit, null], [ours, overlay]
     results = Results()
     try:
-        for server in (ours, *raw, overlay):
+        for server in (ours, *raw, overlay, limit):
             say(f"filling {server.name}")
             server.fill()
         for number in range(options.rounds):
@@ -115,9 +115,10 @@ def measure_io(directory, options):
             measure_in_place(in_place[turn:] + in_place[:turn], options, results)
             measure_clones(clones if number % 2 else clones[::-1], results)
     finally:
-        for server in (ours, *raw, overlay, null):
+        for server in (ours, *raw, overlay, limit, null):
             server.stop()
-    report_io(results, ours.name, [server.name for server in raw], overlay.name, null.name)
+    report_io(results, ours.name, [server.name for server in raw], overlay.name,
+              [limit.name, null.name])
     return {f"{workload} | {server}": figures
             for (workload, server), figures in results.made.items()}
 
@@ -126,9 +127,9 @@ def number(value, digits=0):
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-def report_io(results, ours, raws, overlay, null):
+def report_io(results, ours, raws, overlay, bounds):
     """Ratios are to the better of the two raw servers, and to the overlay."""
-    names = [ours, *raws, overlay, null]
+    names = [ours, *raws, overlay, *bounds]
     workloads = IN_PLACE + FRESH_CLONE + FLUSHED_CLONE
     print("\n### Requests per second, median\n")
     print("| workload | " + " | ".join(names) + " | ours : best raw | ours : overlay |")

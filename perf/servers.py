@@ -168,11 +168,25 @@ class QemuOverlay(Server):
                    "--cache=writeback", "--aio=io_uring", "--discard=unmap", self.overlay)
 
 
+class LimitServer(Server):
+    """The least a server over a file can do: what ours and the peers are measured against."""
+
+    name = "limit"
+    export = ""
+
+    def __init__(self, directory, size):
+        super().__init__(directory, size)
+        file = os.path.join(directory, "limit.raw")
+        with open(file, "wb") as made:
+            made.truncate(size)
+        self.start(NBD_LOAD, "limit-server", "--socket", self.socket, "--file", file)
+
+
 class NullServer(Server):
     """Does nothing: what the load generator and the socket can do."""
 
-    name = "(limit: a server that does nothing)"
-    export = "null"
+    name = "(null: a server that does nothing)"
+    export = ""
 
     def __init__(self, directory, size):
         super().__init__(directory, size)

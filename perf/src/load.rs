@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::histogram::Histogram;
-use crate::options::{Load, Until};
+use crate::options::{Flush, Load, Until};
+use crate::places::{Places, Random};
 use crate::wire::{
     CHUNK_ERRORS, DISCONNECT, DONE, FLUSH, READ, SIMPLE_REPLY, STRUCTURED_REPLY, WRITE, confused,
     connect, push_request, u16_at, u32_at, u64_at,
@@ -95,6 +96,8 @@ struct Connection {
     places: Places,
     budget: Arc<AtomicU64>,
     sent_at: Vec<Instant>,
+    /// Which slots have a write done whose flush is still to come.
+    to_flush: Vec<bool>,
     out: Vec<u8>,
     data: Vec<u8>,
     in_flight: usize,
@@ -103,14 +106,6 @@ struct Connection {
 impl Connection {
     fn open(options: &Load, index: usize, budget: Arc<AtomicU64>) -> Result<Connection> {
         let (stream, size) = connect(&options.socket, &options.export, options.structured)?;
-        let span = options.span.unwrap_or(size).min(size);
-        let blocks = span / u64::from(options.size);
-        if blocks == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                "the export is smaller than a request",
-            ));
-        }
         let mut data = vec![0; options.size as usize];
         let mut random = Random(options.seed.wrapping_mul(31) + 7);
         data.chunks_mut(8).for_each(|word| {
@@ -119,9 +114,10 @@ impl Connection {
         });
         Ok(Connection {
             stream,
-            places: Places::new(options, index, blocks),
+            places: Places::new(options, index, size)?,
             budget,
             sent_at: vec![Instant::now(); options.depth],
+            to_flush: vec![false; options.depth],
             out: Vec::with_capacity(RECEIVE_BYTES),
             data,
             in_flight: 0,
@@ -154,6 +150,10 @@ impl Connection {
                     .sent_at
                     .get(slot)
                     .ok_or_else(|| confused("unknown cookie"))?;
+                if std::mem::take(&mut self.to_flush[slot]) {
+                    push_request(&mut self.out, FLUSH, slot as u64, 0, 0);
+                    continue;
+                }
                 self.in_flight -= 1;
                 if now >= measure_from && !stopping {
                     requests += 1;
@@ -165,13 +165,8 @@ impl Connection {
                 }
             }
         }
-        if self.options.flush {
-            push_request(&mut self.out, FLUSH, 0, 0, 0);
-            self.stream.write_all(&self.out)?;
-            self.out.clear();
-            while finished.is_empty() {
-                replies.receive(&mut self.stream, &mut finished)?;
-            }
+        if self.options.flush == Flush::End {
+            self.flush(&mut replies)?;
             ended = Instant::now();
         }
         push_request(&mut self.out, DISCONNECT, 0, 0, 0);
@@ -184,6 +179,17 @@ impl Connection {
         })
     }
 
+    fn flush(&mut self, replies: &mut Replies) -> Result<()> {
+        push_request(&mut self.out, FLUSH, 0, 0, 0);
+        self.stream.write_all(&self.out)?;
+        self.out.clear();
+        let mut finished = Vec::new();
+        while finished.is_empty() {
+            replies.receive(&mut self.stream, &mut finished)?;
+        }
+        Ok(())
+    }
+
     /// Prepares the next request of a slot, if any is left.
     fn push(&mut self, slot: usize, now: Instant) {
         let taken = self
@@ -191,71 +197,19 @@ impl Connection {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
                 left.checked_sub(1)
             });
-        if taken.is_err() {
+        let Ok(left) = taken else {
             return;
-        }
-        let offset = self.places.next() * u64::from(self.options.size);
+        };
+        let offset = self.places.next(left - 1);
         self.sent_at[slot] = now;
         self.in_flight += 1;
+        self.to_flush[slot] = self.options.flush == Flush::Each;
         if self.options.pattern.writes() {
             push_request(&mut self.out, WRITE, slot as u64, offset, self.options.size);
             self.out.extend_from_slice(&self.data);
         } else {
             push_request(&mut self.out, READ, slot as u64, offset, self.options.size);
         }
-    }
-}
-
-/// Where the next request goes, in units of the request size.
-struct Places {
-    random: Option<Random>,
-    next: u64,
-    first: u64,
-    blocks: u64,
-}
-
-impl Places {
-    /// Random connections share the whole span; sequential ones divide it among them.
-    fn new(options: &Load, index: usize, blocks: u64) -> Places {
-        if options.pattern.random() {
-            let seed =
-                options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((index as u64) << 32 | 1);
-            return Places {
-                random: Some(Random(seed)),
-                next: 0,
-                first: 0,
-                blocks,
-            };
-        }
-        let share = (blocks / options.connections as u64).max(1);
-        let first = share * index as u64 % blocks;
-        Places {
-            random: None,
-            next: first,
-            first,
-            blocks: share,
-        }
-    }
-
-    fn next(&mut self) -> u64 {
-        if let Some(random) = &mut self.random {
-            return random.next() % self.blocks;
-        }
-        let place = self.next;
-        self.next = self.first + (self.next - self.first + 1) % self.blocks;
-        place
-    }
-}
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 }
 

@@ -2,15 +2,18 @@
 //!
 //! One thread a connection. Each takes every reply that waits with one receive and sends all
 //! new requests with one send, so that the generator costs little beside any server.
-//! `nbd-load null-server` is the server that does nothing, to show what the generator can do.
+//! `nbd-load limit-server` is the least that a server over a file can do, and `nbd-load null-server`
+//! a server that does nothing, to show what the generator can do.
 //! Prints one line of JSON.
 
 #![forbid(unsafe_code)]
 
+mod handshake;
 mod histogram;
 mod load;
-mod null_server;
 mod options;
+mod places;
+mod server;
 mod wire;
 
 use std::process::ExitCode;
@@ -20,7 +23,7 @@ use options::Command;
 fn main() -> ExitCode {
     let outcome = match options::parse(std::env::args().skip(1)) {
         Ok(Command::Load(options)) => load::run(&options).map(|report| println!("{report}")),
-        Ok(Command::NullServer(options)) => null_server::run(&options),
+        Ok(Command::Server(options)) => server::run(&options),
         Err(message) => {
             eprintln!("nbd-load: {message}\n\n{}", options::USAGE);
             return ExitCode::from(2);

@@ -5,18 +5,20 @@ use std::time::Duration;
 
 /// What stands below a wrong command line.
 pub const USAGE: &str = "\
-nbd-load --socket PATH --export NAME --pattern randread|randwrite|seqread|seqwrite
+nbd-load --socket PATH --export NAME
+         --pattern randread|randwrite|seqread|seqwrite|blockwrite (each to another 64 KiB block)
          [--size 4096] [--depth 1] [--connections 1] [--span BYTES]
          [--seconds 1 --warmup 0.2 | --requests N] [--structured yes|no] [--seed 1]
-         [--flush yes|no: once at the end of a writing run, within its time]
-nbd-load null-server --socket PATH [--size BYTES]";
+         [--flush never|end|each: after the last write, or after each as part of it]
+nbd-load null-server --socket PATH [--size BYTES]
+nbd-load limit-server --socket PATH --file PATH";
 
 /// What to do.
 pub enum Command {
     /// Drive a server.
     Load(Load),
-    /// Be the server that does nothing.
-    NullServer(NullServer),
+    /// Be the null server or the limit server.
+    Server(Server),
 }
 
 /// Which requests are sent.
@@ -30,17 +32,20 @@ pub enum Pattern {
     SequentialRead,
     /// Writes one behind the other.
     SequentialWrite,
+    /// Writes in a scattered order, each to another block of `BLOCK_BYTES`.
+    BlockWrite,
 }
+
+/// Of a pool's data block, and of a qcow2 cluster.
+pub const BLOCK_BYTES: u64 = 65536;
 
 impl Pattern {
     /// Whether requests carry data.
     pub fn writes(self) -> bool {
-        matches!(self, Pattern::RandomWrite | Pattern::SequentialWrite)
-    }
-
-    /// Whether requests go to random places.
-    pub fn random(self) -> bool {
-        matches!(self, Pattern::RandomRead | Pattern::RandomWrite)
+        matches!(
+            self,
+            Pattern::RandomWrite | Pattern::SequentialWrite | Pattern::BlockWrite
+        )
     }
 }
 
@@ -54,6 +59,17 @@ pub enum Until {
     },
     /// After this many requests on all connections together.
     Requests(u64),
+}
+
+/// When a writing run flushes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flush {
+    /// Not at all.
+    Never,
+    /// Each connection once, behind its last write and within the time measured.
+    End,
+    /// Behind each write, which counts as done when the flush is.
+    Each,
 }
 
 /// One measurement.
@@ -79,31 +95,38 @@ pub struct Load {
     pub structured: bool,
     /// Of the random places.
     pub seed: u64,
-    /// Whether a flush ends each connection's run.
-    pub flush: bool,
+    /// When it flushes.
+    pub flush: Flush,
 }
 
-/// The server that does nothing.
-pub struct NullServer {
+/// A server to measure the machine with.
+pub struct Server {
     /// Its unix socket.
     pub socket: PathBuf,
-    /// Size of its one export in bytes.
+    /// The limit server's file; the null server has none.
+    pub file: Option<PathBuf>,
+    /// Size of the null server's export in bytes.
     pub size: u64,
 }
 
 /// Reads a command line.
 pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Command, String> {
     let mut arguments = arguments.peekable();
-    let null_server = arguments.next_if(|word| word == "null-server").is_some();
+    let server = arguments.next_if(|word| word == "null-server" || word == "limit-server");
     let mut values = Values::collect(arguments)?;
     let socket = values.take("socket").ok_or("--socket is missing")?.into();
-    let command = if null_server {
-        Command::NullServer(NullServer {
+    let command = match server.as_deref() {
+        None => Command::Load(load(socket, &mut values)?),
+        Some("limit-server") => Command::Server(Server {
             socket,
+            file: Some(values.take("file").ok_or("--file is missing")?.into()),
+            size: 0,
+        }),
+        Some(_) => Command::Server(Server {
+            socket,
+            file: None,
             size: values.number("size", 1 << 30)?,
-        })
-    } else {
-        Command::Load(load(socket, &mut values)?)
+        }),
     };
     match values.0.first() {
         None => Ok(command),
@@ -117,6 +140,7 @@ fn load(socket: PathBuf, values: &mut Values) -> Result<Load, String> {
         Some("randwrite") => Pattern::RandomWrite,
         Some("seqread") => Pattern::SequentialRead,
         Some("seqwrite") => Pattern::SequentialWrite,
+        Some("blockwrite") => Pattern::BlockWrite,
         other => return Err(format!("--pattern: {other:?}")),
     };
     let requests: u64 = values.number("requests", 0)?;
@@ -142,13 +166,21 @@ fn load(socket: PathBuf, values: &mut Values) -> Result<Load, String> {
         until,
         structured: values.yes_or_no("structured", true)?,
         seed: values.number("seed", 1)?,
-        flush: values.yes_or_no("flush", false)?,
+        flush: match values.take("flush").as_deref() {
+            None | Some("never") => Flush::Never,
+            Some("end") => Flush::End,
+            Some("each") => Flush::Each,
+            Some(other) => return Err(format!("--flush: {other}, expected never, end or each")),
+        },
     };
-    if load.flush && !load.pattern.writes() {
+    if load.flush != Flush::Never && !load.pattern.writes() {
         return Err("--flush is for runs that write".to_owned());
     }
     if load.size == 0 || load.size > 1 << 25 || load.depth == 0 || load.connections == 0 {
         return Err("size (up to 32 MiB), depth and connections must be positive".to_owned());
+    }
+    if load.pattern == Pattern::BlockWrite && u64::from(load.size) > BLOCK_BYTES {
+        return Err("blockwrite takes a size of up to 64 KiB".to_owned());
     }
     Ok(load)
 }
