@@ -10,6 +10,9 @@ packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql
 # ublk-target is built with libublk, which reads the kernel's header with it.
 packages="$packages libclang-dev"
 
+# For the guard of the hot path, and the peers that `make bench` compares with.
+packages="$packages valgrind nbd-server btrfs-progs"
+
 # For the tests in a guest (tests/guest), which are skipped elsewhere. Its kernel is not
 # installed: tests/guest/boot/prepare downloads it.
 if [ "$(uname -m)" = x86_64 ]; then
@@ -32,6 +35,18 @@ command -v apt-get >/dev/null || { echo "missing, and no apt-get here:$missing" 
 
 echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
+# A peer to measure, not a service to run: Debian would start it now and with every boot.
+case "$missing" in
+    *nbd-server*)
+        mkdir -p /etc/systemd/system
+        [ -e /etc/systemd/system/nbd-server.service ] || ln -s /dev/null /etc/systemd/system/nbd-server.service
+        if [ ! -e /usr/sbin/policy-rc.d ]; then
+            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+            printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+            chmod +x /usr/sbin/policy-rc.d
+        fi
+        ;;
+esac
 case "$missing" in
     *postgresql*)
         if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
