@@ -1,5 +1,5 @@
 # Everything a person or CI does with this tree. On a machine without what is needed, `make
-# install-deps` (which `test`, `demo` and `perf` run first) asks apt for what is missing and for no more.
+# install-deps` (which `test`, `demo` and `bench` run first) asks apt for what is missing and for no more.
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
@@ -8,14 +8,14 @@ RELEASE_BIN := $(CARGO_TARGET_DIR)/release
 TEST_SCALE ?= 5
 SECONDS ?= 600
 DEMO_DIR ?= /var/tmp
-PERF_DIR ?= /var/tmp
+BENCH_DIR ?= /var/tmp
 
 # Where `install` puts things, and the programs that it and `deb` take.
 PREFIX ?= /usr/local
 DESTDIR ?=
 BIN ?= $(RELEASE_BIN)
 
-.PHONY: help build install deb test test-rust test-simulator test-fuzz test-interop test-guest test-demo demo perf perf-guest check fuzz long uml install-deps clean
+.PHONY: help build install deb test test-rust test-simulator test-fuzz test-interop test-guest test-demo demo bench bench-guest check fuzz long uml install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
@@ -23,8 +23,8 @@ help:
 	@echo 'make deb           a Debian package, in target/debian'
 	@echo 'make test          every test: Rust, other programs and the kernel against ours, a small demo'
 	@echo 'make demo          a PostgreSQL database, a snapshot, two clones of it (SCALE=70, DEMO_DIR=/var/tmp)'
-	@echo 'make perf          our figures beside qemu-nbd (PERF_DIR=/var/tmp)'
-	@echo 'make perf-guest    our ublk devices beside the kernel and others, in the tests'"'"' guest'
+	@echo 'make bench         our figures beside every peer (BENCH_DIR=/var/tmp)'
+	@echo 'make bench-guest   our ublk devices beside the kernel and others, in the tests'"'"' guest'
 	@echo 'make check         format, lints, documentation'
 	@echo 'make fuzz          all fuzz targets, for long (SECONDS=600 each)'
 	@echo 'make long          the tests that take long, in their long form'
@@ -84,10 +84,10 @@ test-demo:
 demo: install-deps build
 	THINCTL=$(RELEASE_BIN)/thinctl demo/demo.sh $(DEMO_DIR)
 
-perf: install-deps build
-	THINCTL=$(RELEASE_BIN)/thinctl perf/bench.py --dir $(PERF_DIR)
+bench: install-deps build
+	THINCTL=$(RELEASE_BIN)/thinctl perf/bench.py --dir $(BENCH_DIR)
 
-perf-guest: install-deps build
+bench-guest: install-deps build
 	THINCTL=$(RELEASE_BIN)/thinctl perf/guest.py
 
 check:

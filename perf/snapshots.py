@@ -1,8 +1,7 @@
-"""Snapshot and clone times, and the daemon's memory, with many mappings.
+"""How long snapshots and clones take, and how long they keep a writer waiting, with 64 GiB mapped.
 
-The pool is adopted: its metadata is made by thin_restore from a description of a volume with
-that many mapped blocks, its data file is sparse. Nothing is written to the blocks, which the
-work measured never touches.
+The pool is adopted: its metadata is made by thin_restore from a description of a volume with that many mapped blocks,
+its data file is sparse. Beside it, what a copy of a file by reflink takes, and a new qcow2 overlay.
 """
 
 import http.client
@@ -12,12 +11,18 @@ import shutil
 import signal
 import socket as sockets
 import subprocess
+import threading
 import time
 
-from servers import BLOCK, THINCTL, resident_bytes, run
+import peers
+from servers import BLOCK, THINCTL, load, run
 
+MAPPED = (64 << 30) // BLOCK
+MANY = 10000
 REPEATS = 50
-IDLE_VOLUMES = 100
+STALL_REPEATS = 5
+STALL_SECONDS = 1
+PEER_BYTES = 1 << 30
 
 
 def describe(path, mappings):
@@ -55,18 +60,18 @@ class Control(http.client.HTTPConnection):
             raise RuntimeError(f"{call}: {reply}")
         return took
 
+    def snapshot(self, name):
+        return self.milliseconds({"create_snapshots": {"names": [name]}})
 
-def milliseconds(*command):
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return (time.perf_counter() - began) * 1000
+    def clone(self, snapshot, name):
+        return self.milliseconds({"clone": {"source": snapshot, "name": name}})
 
 
 def make_pool(directory, mappings):
     """Returns the pool's path."""
     xml, store, data = (os.path.join(directory, name) for name in ("xml", "metadata", "data"))
     describe(xml, mappings)
-    for path, size in ((store, max(64 << 20, mappings * 64)), (data, mappings * 2 * BLOCK)):
+    for path, size in ((store, max(256 << 20, mappings * 256)), (data, mappings * 2 * BLOCK)):
         with open(path, "wb") as file:
             file.truncate(size)
     run("thin_restore", "-q", "-i", xml, "-o", store)
@@ -76,43 +81,91 @@ def make_pool(directory, mappings):
     return pool
 
 
-def measure(parent, mappings):
-    directory = os.path.join(parent, f"mappings-{mappings}")
+def measure(parent, say):
+    """{what was there: {what was done: [milliseconds]}}"""
+    directory = os.path.join(parent, "snapshots")
     os.mkdir(directory)
-    pool = make_pool(directory, mappings)
-    socket = os.path.join(directory, "nbd.sock")
+    pool, socket = make_pool(directory, MAPPED), os.path.join(directory, "nbd.sock")
     daemon = subprocess.Popen([THINCTL, "serve", pool, "--nbd", f"unix:{socket}"],
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         if not daemon.stdout.readline().startswith("ready:"):
             raise RuntimeError("the daemon did not get ready")
-        return measure_served(pool, socket, daemon.pid)
+        found = measure_ours(pool, socket, say)
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def measure_served(pool, socket, pid):
-    found = {"rss_opened": resident_bytes(pid)}
-    for number in range(IDLE_VOLUMES):
-        run(THINCTL, "create", f"{pool}/idle{number}", "--size", "1G")
-    found["rss_idle"] = resident_bytes(pid)
-    run("nbdinfo", "--map", "--totals", f"nbd+unix:///big?socket={socket}")
-    found["rss_listed"] = resident_bytes(pid)
-    found["info"] = [milliseconds(THINCTL, "info", f"{pool}/big") for _ in range(REPEATS)]
-    found["create-snap"], found["clone"] = [], []
-    for number in range(REPEATS):
-        found["create-snap"].append(milliseconds(THINCTL, "create-snap", f"{pool}/big@s{number}"))
-        found["clone"].append(milliseconds(THINCTL, "clone", f"{pool}/big@s{number}",
-                                           f"{pool}/clone{number}"))
-    control = Control(pool)
-    found["create-snap call"], found["clone call"] = [], []
-    for number in range(REPEATS):
-        snapshot, clone = f"big@t{number}", f"twin{number}"
-        found["create-snap call"].append(
-            control.milliseconds({"create_snapshots": {"names": [snapshot]}}))
-        found["clone call"].append(
-            control.milliseconds({"clone": {"source": snapshot, "name": clone}}))
-    found["rss_end"] = resident_bytes(pid)
+    shutil.rmtree(directory)
+    found.update(measure_peers(parent, say))
     return found
+
+
+def measure_ours(pool, socket, say):
+    control = Control(pool)
+    found = {"64 GiB mapped": measure_once(control, socket, "few")}
+    say(f"making {MANY:,} snapshots")
+    for number in range(MANY):
+        control.snapshot(f"big@many{number}")
+    found[f"64 GiB mapped, {MANY:,} snapshots"] = measure_once(control, socket, "many")
+    return found
+
+
+def measure_once(control, socket, prefix):
+    found = {"snapshot": [], "clone": [], "stall": [], "wait without snapshots": []}
+    for number in range(REPEATS):
+        snapshot = f"big@{prefix}{number}"
+        found["snapshot"].append(control.snapshot(snapshot))
+        found["clone"].append(control.clone(snapshot, f"{prefix}{number}"))
+    for number in range(STALL_REPEATS):
+        found["wait without snapshots"].append(longest_wait(socket))
+        done = threading.Event()
+        maker = threading.Thread(target=make_snapshots, args=(control, f"big@{prefix}stall{number}", done))
+        maker.start()
+        found["stall"].append(longest_wait(socket))
+        done.set()
+        maker.join()
+    return found
+
+
+def make_snapshots(control, prefix, done):
+    number = 0
+    while not done.wait(0.05):
+        control.snapshot(f"{prefix}-{number}")
+        number += 1
+
+
+def longest_wait(socket):
+    """Of a writer of single requests, in milliseconds."""
+    report = load(socket, "big", pattern="randwrite", span=64 << 20, seconds=STALL_SECONDS)
+    return report["max_ns"] / 1e6
+
+
+def measure_peers(directory, say):
+    found, servers = {}, []
+    try:
+        peers.assemble(directory, PEER_BYTES, servers, say, wanted=(peers.XFS, peers.BTRFS))
+        for server in servers:
+            found[f"{server.name}, 1 GiB"] = {"clone": [timed(reflink, server) for _ in range(REPEATS)]}
+    finally:
+        for server in servers:
+            server.close()
+    if shutil.which("qemu-img"):
+        found["qcow2 overlay, a whole process"] = {"clone": [timed(overlay, directory) for _ in range(REPEATS)]}
+    return found
+
+
+def reflink(server):
+    server.copy()
+    run("sync", "-f", server.clone)
+
+
+def overlay(directory):
+    base, path = os.path.join(directory, "overlaid"), os.path.join(directory, "timed.qcow2")
+    run("truncate", "-s", str(PEER_BYTES), base)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path)
+
+
+def timed(work, *arguments):
+    began = time.perf_counter()
+    work(*arguments)
+    return (time.perf_counter() - began) * 1000

@@ -33,12 +33,13 @@ impl fmt::Display for Report {
         write!(
             out,
             "{{\"requests\": {}, \"seconds\": {seconds:.4}, \"rate\": {:.1}, \
-             \"mib_per_second\": {:.1}, \"p50_ns\": {}, \"p99_ns\": {}}}",
+             \"mib_per_second\": {:.1}, \"p50_ns\": {}, \"p99_ns\": {}, \"max_ns\": {}}}",
             self.requests,
             requests / seconds,
             bytes / seconds / 1_048_576.0,
             self.latency.percentile(50),
             self.latency.percentile(99),
+            self.latency.longest().as_nanos(),
         )
     }
 }
