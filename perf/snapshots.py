@@ -105,7 +105,7 @@ def measure_ours(pool, socket, say):
     found = {"64 GiB mapped": measure_once(control, socket, "few")}
     say(f"making {MANY:,} snapshots")
     for number in range(MANY):
-        control.snapshot(f"big@many{number}")
+        control.snapshot(f"big@{number}")
     found[f"64 GiB mapped, {MANY:,} snapshots"] = measure_once(control, socket, "many")
     return found
 
