@@ -11,6 +11,7 @@ mod losses;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -161,6 +162,7 @@ fn dump_source(
     let options = DumpOptions {
         superblock,
         held: false,
+        threads: threads(superblock.is_some()),
     };
     let place = dir.path.display();
     metadata_check::dump(source, &options, &mut out)
@@ -236,7 +238,7 @@ fn check_source(
     let options = CheckOptions {
         superblock,
         allowed_incompat: ALLOWED_INCOMPAT,
-        data_blocks_available: None,
+        threads: threads(superblock.is_some()),
         progress: &tell,
         ..CheckOptions::default()
     };
@@ -244,6 +246,15 @@ fn check_source(
     let mut findings = store_findings(dir, &report);
     findings.extend(catalog_findings(&catalog, &report));
     Ok(Some(combined(&report, &catalog, findings)))
+}
+
+/// How many threads go through metadata: all processors are for the clients of a pool that is served.
+fn threads(is_served: bool) -> NonZero<usize> {
+    if is_served {
+        NonZero::<usize>::MIN
+    } else {
+        metadata_check::all_processors()
+    }
 }
 
 /// The transaction id in a superblock.

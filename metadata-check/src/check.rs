@@ -2,11 +2,13 @@
 //! which need all references counted.
 
 use std::fmt;
+use std::num::NonZero;
 
 use crate::affected::Losses;
 use crate::checker::{Checker, Pointer, Referred, Subtree};
 use crate::finding::{Finding, FindingKind, Role, SpaceMap};
 use crate::layout::METADATA_BLOCKS_MAX;
+use crate::parallel::all_processors;
 use crate::report::{Device, Findings, Progress, Report, Summary};
 use crate::source::BlockSource;
 use crate::space_map::IndexEntry;
@@ -26,6 +28,8 @@ pub struct CheckOptions<'a> {
     pub allowed_incompat: u32,
     /// Size of the data store in data blocks, if known. The pool must not be larger.
     pub data_blocks_available: Option<u64>,
+    /// How many threads read metadata at a time.
+    pub threads: NonZero<usize>,
     /// Called now and then, and once at the end.
     pub progress: &'a dyn Fn(Progress),
     /// Is told of all leaks, while findings are bounded.
@@ -53,6 +57,7 @@ impl Default for CheckOptions<'_> {
             superblock: None,
             allowed_incompat: 0,
             data_blocks_available: None,
+            threads: all_processors(),
             progress: &|_| {},
             leak: &|_| {},
         }
@@ -65,6 +70,7 @@ impl fmt::Debug for CheckOptions<'_> {
             .field("pinned", &self.superblock.is_some())
             .field("allowed_incompat", &self.allowed_incompat)
             .field("data_blocks_available", &self.data_blocks_available)
+            .field("threads", &self.threads)
             .finish_non_exhaustive()
     }
 }

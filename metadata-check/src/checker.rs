@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::ahead::Examined;
 use crate::check::CheckOptions;
 use crate::counts::Counts;
 use crate::finding::{BlockKind, FindingKind, Role};
@@ -36,6 +37,8 @@ pub(crate) struct Checker<'a> {
     pub(crate) metadata_incomplete: bool,
     /// Something that may refer to data blocks could not be used.
     pub(crate) data_incomplete: bool,
+    /// Nodes that the walk will come to, by block.
+    pub(crate) ahead: BTreeMap<u64, Result<Examined, LoadError>>,
     seen: BTreeMap<u64, Box<[Seen]>>,
     blocks_read: u64,
     blocks_expected: u64,
@@ -125,6 +128,7 @@ impl<'a> Checker<'a> {
             retained: BTreeMap::new(),
             metadata_incomplete: false,
             data_incomplete: false,
+            ahead: BTreeMap::new(),
             seen: BTreeMap::new(),
             blocks_read: 0,
             blocks_expected,
@@ -179,10 +183,10 @@ impl<'a> Checker<'a> {
     }
 
     /// Reads a node that [`Checker::refer`] called new. A fault is reported and the block closed as bad.
-    pub(crate) fn read_node(&mut self, role: Role, block: u64) -> Option<Node> {
+    pub(crate) fn read_node(&mut self, role: Role, block: u64) -> Option<Examined> {
         self.count_read();
-        let loaded = Node::load(self.source, role, block);
-        self.usable(role, block, loaded)
+        let examined = self.examined(role, block);
+        self.usable(role, block, examined)
     }
 
     /// As [`Checker::read_node`], for blocks that are not nodes.
@@ -261,6 +265,11 @@ impl<'a> Checker<'a> {
     fn seen(&self, block: u64) -> Option<&Seen> {
         let index = usize::try_from(block % PIECE).ok()?;
         Some(&self.seen.get(&(block / PIECE))?[index])
+    }
+
+    /// Whether nothing has referred yet to `block`, to which something can refer.
+    pub(crate) fn is_unknown(&self, block: u64) -> bool {
+        block < self.limit && self.role_of(block).is_none()
     }
 
     /// Notes that what a block of `role` refers to stays unknown.

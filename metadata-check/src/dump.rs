@@ -1,28 +1,44 @@
 //! Writes mappings as the XML that `thin_restore` reads, byte for byte as `thin_dump` 0.9.0 does.
 //!
 //! Each device is an element with its mappings in order. Neighbouring mappings with consecutive data blocks
-//! and equal times become one range. Nodes are read as they come up; only one path and the numbers of the
-//! current tree's nodes are kept. A dump is refused at the first thing that is not as it should be, so what
+//! and equal times become one range. Nodes are read as they come up; only those beside the path, as text, and
+//! the numbers of the current tree's nodes are kept. A dump is refused at the first thing that is not as it should be, so what
 //! has been written before an error is not to be used.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::num::NonZero;
 
 use crate::devices::Details;
 use crate::finding::{Finding, FindingKind, Role};
 use crate::layout::{DEVICE_IDS, LoadError};
-use crate::node::{Mapping, Node};
+use crate::node::Node;
+use crate::parallel::all_processors;
 use crate::source::BlockSource;
 use crate::superblock::Superblock;
 use crate::tree::LEVELS_MAX;
 
+mod mappings;
+
 /// What to dump.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct DumpOptions<'a> {
     /// The superblock to start from, instead of block 0: a pinned commit of a live pool.
     pub superblock: Option<&'a [u8; 4096]>,
     /// Dump the metadata snapshot instead of the pool as it is.
     pub held: bool,
+    /// How many threads read metadata and write it down at a time.
+    pub threads: NonZero<usize>,
+}
+
+impl Default for DumpOptions<'_> {
+    fn default() -> Self {
+        Self {
+            superblock: None,
+            held: false,
+            threads: all_processors(),
+        }
+    }
 }
 
 /// Why a dump could not be made.
@@ -84,7 +100,7 @@ pub fn dump(
         superblock.data_map.nr_blocks
     )?;
     for device in devices {
-        dump_device(source, &device, out)?;
+        dump_device(source, &device, options.threads, out)?;
     }
     writeln!(out, "</superblock>")?;
     Ok(out.flush()?)
@@ -159,6 +175,7 @@ fn read_devices(
 fn dump_device(
     source: &dyn BlockSource,
     device: &DumpedDevice,
+    threads: NonZero<usize>,
     out: &mut dyn Write,
 ) -> Result<(), DumpError> {
     let Details {
@@ -174,67 +191,12 @@ fn dump_device(
          snap_time=\"{snapshotted_time}\">",
         device.id
     )?;
-    let mut range: Option<Range> = None;
-    walk(source, Role::Mapping, device.root, &mut |_, node, index| {
-        let (virtual_block, mapping) = (node.key(index), node.mapping(index));
-        match &mut range {
-            Some(range) if range.continues(virtual_block, mapping) => range.length += 1,
-            _ => {
-                if let Some(done) = range.replace(Range {
-                    virtual_block,
-                    mapping,
-                    length: 1,
-                }) {
-                    done.write(out)?;
-                }
-            }
-        }
-        Ok(())
-    })?;
-    if let Some(done) = range {
-        done.write(out)?;
-    }
+    mappings::dump(source, device.root, threads, out)?;
     writeln!(out, "  </device>")?;
     Ok(())
 }
 
-/// Mappings that are written as one.
-struct Range {
-    virtual_block: u64,
-    mapping: Mapping,
-    length: u64,
-}
-
-impl Range {
-    fn continues(&self, virtual_block: u64, mapping: Mapping) -> bool {
-        virtual_block.checked_sub(self.virtual_block) == Some(self.length)
-            && mapping.data_block.checked_sub(self.mapping.data_block) == Some(self.length)
-            && mapping.time == self.mapping.time
-    }
-
-    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Self {
-            virtual_block,
-            mapping: Mapping { data_block, time },
-            length,
-        } = self;
-        if *length == 1 {
-            writeln!(
-                out,
-                "    <single_mapping origin_block=\"{virtual_block}\" data_block=\"{data_block}\" \
-                 time=\"{time}\"/>"
-            )
-        } else {
-            writeln!(
-                out,
-                "    <range_mapping origin_begin=\"{virtual_block}\" data_begin=\"{data_block}\" \
-                 length=\"{length}\" time=\"{time}\"/>"
-            )
-        }
-    }
-}
-
-/// Hands every entry of a tree to `visit`, with its leaf, in ascending order. Fails on a node reached
+/// Hands every entry of a small tree to `visit`, with its leaf, in ascending order. Fails on a node reached
 /// twice and on keys that do not ascend, so it ends on every input.
 fn walk(
     source: &dyn BlockSource,

@@ -92,11 +92,10 @@ pub(crate) fn load(
 /// Verifies checksum (hence kind) and own block number.
 pub(crate) fn verify(kind: BlockKind, number: u64, block: &Block) -> Result<(), FindingKind> {
     let found = le32(block, CSUM);
-    let crc = !crc32c::crc32c(&block[CSUM + 4..]);
+    let crc = crc(block);
     let expected = crc ^ mask(kind);
     if found != expected {
-        let actual = KINDS.into_iter().find(|other| crc ^ mask(*other) == found);
-        return Err(match actual {
+        return Err(match sealed_as(crc, found) {
             Some(actual) => FindingKind::WrongKind {
                 expected: kind,
                 found: actual,
@@ -115,16 +114,25 @@ pub(crate) fn verify(kind: BlockKind, number: u64, block: &Block) -> Result<(), 
     Ok(())
 }
 
+fn crc(block: &Block) -> u32 {
+    !crc32c::crc32c(&block[CSUM + 4..])
+}
+
+/// The kind whose checksum this is.
+fn sealed_as(crc: u32, found: u32) -> Option<BlockKind> {
+    KINDS.into_iter().find(|kind| crc ^ mask(*kind) == found)
+}
+
 /// Gives a block the checksum of its kind.
 pub(crate) fn seal(kind: BlockKind, block: &mut Block) {
-    let checksum = !crc32c::crc32c(&block[CSUM + 4..]) ^ mask(kind);
+    let checksum = crc(block) ^ mask(kind);
     block[CSUM..CSUM + 4].copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// The kind of block `number`, if it is sound.
 pub(crate) fn kind_of(number: u64, block: &Block) -> Option<BlockKind> {
-    let mut kinds = KINDS.into_iter();
-    kinds.find(|kind| verify(*kind, number, block).is_ok())
+    let is_own = le64(block, OWN_NUMBER) == number;
+    sealed_as(crc(block), le32(block, CSUM)).filter(|_| is_own)
 }
 
 fn mask(kind: BlockKind) -> u32 {

@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod affected;
+mod ahead;
 mod check;
 mod checker;
 mod compare;
@@ -44,6 +45,7 @@ mod key_range;
 mod layout;
 mod mapping;
 mod node;
+mod parallel;
 mod report;
 mod salvage;
 mod source;
@@ -56,6 +58,7 @@ pub use compare::{Compared, ComparedDevice, compare};
 pub use dump::{DumpError, DumpOptions, dump};
 pub use finding::{BlockKind, Cost, Finding, FindingKind, Role, Severity, SpaceMap};
 pub use key_range::MissingRange;
+pub use parallel::all_processors;
 pub use report::{Device, Loss, Progress, Report, Summary};
 pub use salvage::{
     Orphan, Salvage, SalvageError, SalvageOptions, SalvagedDevice, SalvagedMapping, SalvagedPool,

@@ -1,10 +1,10 @@
 //! The mapping trees of all devices: every distinct top-level leaf names roots, every distinct
 //! bottom-level leaf names data blocks.
 
-use crate::checker::{Checker, Pointer, Subtree};
+use crate::checker::{Checker, Pointer};
 use crate::finding::{FindingKind, Role};
 use crate::layout::DEVICE_IDS;
-use crate::node::Node;
+use crate::node::{Mapping, Node};
 
 impl Checker<'_> {
     /// Walks the mapping trees named by the top-level leaves seen so far. A root named by several
@@ -52,42 +52,63 @@ impl Checker<'_> {
         }
     }
 
-    /// Counts the data blocks that a leaf names and checks its mappings against the pool.
-    pub(crate) fn count_mappings(&mut self, block: u64, node: &Node, subtree: &mut Subtree) {
-        let (mut outside, mut late) = (None, None);
-        let (mut outside_count, mut late_count) = (0, 0);
-        for index in 0..node.len() {
-            let mapping = node.mapping(index);
-            if mapping.data_block >= self.data_blocks {
-                outside.get_or_insert((node.key(index), mapping));
-                outside_count += 1;
-            } else {
+    /// Counts the data blocks that a leaf names.
+    pub(crate) fn count_mappings(&mut self, node: &Node) {
+        for mapping in node.mappings() {
+            if mapping.data_block < self.data_blocks {
                 self.data_counts.add(mapping.data_block);
             }
-            if mapping.time > self.pool_time {
-                late.get_or_insert((node.key(index), mapping));
-                late_count += 1;
-            }
-            subtree.time_max = subtree.time_max.max(mapping.time);
         }
-        subtree.damaged |= outside.is_some() || late.is_some();
-        if let Some((virtual_block, mapping)) = outside {
-            let kind = FindingKind::MappingOutside {
-                virtual_block,
-                data_block: mapping.data_block,
-                nr_blocks: self.data_blocks,
-                mappings: outside_count,
-            };
-            self.findings.at(block, kind);
+    }
+}
+
+/// What a mapping may be in this pool.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MappingLimits {
+    /// Blocks of the data store.
+    pub(crate) data_blocks: u64,
+    pub(crate) pool_time: u32,
+}
+
+impl MappingLimits {
+    /// The latest time in a leaf, and what is wrong with its mappings.
+    pub(crate) fn faults(self, node: &Node) -> (u32, Vec<FindingKind>) {
+        let (mut time_max, mut data_block_max) = (0, 0);
+        for mapping in node.mappings() {
+            time_max = time_max.max(mapping.time);
+            data_block_max = data_block_max.max(mapping.data_block);
         }
-        if let Some((virtual_block, mapping)) = late {
-            let kind = FindingKind::MappingTime {
-                virtual_block,
-                found: mapping.time,
-                pool_time: self.pool_time,
-                mappings: late_count,
-            };
-            self.findings.at(block, kind);
+        let mut faults = Vec::new();
+        if data_block_max >= self.data_blocks {
+            faults.extend(self.outside(node));
         }
+        if time_max > self.pool_time {
+            faults.extend(self.late(node));
+        }
+        (time_max, faults)
+    }
+
+    fn outside(self, node: &Node) -> Option<FindingKind> {
+        let mappings = || node.keys().zip(node.mappings());
+        let is_outside = |(_, mapping): &(u64, Mapping)| mapping.data_block >= self.data_blocks;
+        let (virtual_block, first) = mappings().find(is_outside)?;
+        Some(FindingKind::MappingOutside {
+            virtual_block,
+            data_block: first.data_block,
+            nr_blocks: self.data_blocks,
+            mappings: mappings().filter(is_outside).count(),
+        })
+    }
+
+    fn late(self, node: &Node) -> Option<FindingKind> {
+        let mappings = || node.keys().zip(node.mappings());
+        let is_late = |(_, mapping): &(u64, Mapping)| mapping.time > self.pool_time;
+        let (virtual_block, first) = mappings().find(is_late)?;
+        Some(FindingKind::MappingTime {
+            virtual_block,
+            found: first.time,
+            pool_time: self.pool_time,
+            mappings: mappings().filter(is_late).count(),
+        })
     }
 }

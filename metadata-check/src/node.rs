@@ -34,6 +34,17 @@ pub(crate) struct Mapping {
     pub(crate) time: u32,
 }
 
+impl Mapping {
+    /// The time is the low 24 bits, the data block the 40 above.
+    fn decode(value: u64) -> Self {
+        let [first, second, third, ..] = value.to_le_bytes();
+        Self {
+            data_block: value >> 24,
+            time: u32::from_le_bytes([first, second, third, 0]),
+        }
+    }
+}
+
 impl Node {
     /// Reads block `number` as a node of the tree that `role` belongs to.
     pub(crate) fn load(
@@ -138,6 +149,27 @@ impl Node {
         le64(&*self.block, KEYS + 8 * index)
     }
 
+    /// All keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = u64> {
+        self.fields(KEYS)
+    }
+
+    /// All values of a mapping leaf.
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = Mapping> {
+        debug_assert_eq!(self.value_size, POINTER_SIZE, "a leaf of mappings");
+        self.fields(self.values_at()).map(Mapping::decode)
+    }
+
+    /// The 64-bit fields from `offset` on, one an entry.
+    fn fields(&self, offset: usize) -> impl Iterator<Item = u64> {
+        let (fields, _) = self.block[offset..].as_chunks();
+        fields[..self.len()].iter().copied().map(u64::from_le_bytes)
+    }
+
+    fn values_at(&self) -> usize {
+        KEYS + 8 * self.max_entries as usize
+    }
+
     pub(crate) fn value(&self, index: usize) -> &[u8] {
         assert!(
             index < self.len(),
@@ -145,7 +177,7 @@ impl Node {
             self.entries
         );
         let size = self.value_size as usize;
-        let start = KEYS + 8 * self.max_entries as usize + size * index;
+        let start = self.values_at() + size * index;
         &self.block[start..start + size]
     }
 
@@ -156,12 +188,7 @@ impl Node {
 
     /// Value `index` of a mapping leaf.
     pub(crate) fn mapping(&self, index: usize) -> Mapping {
-        let value = self.value(index);
-        // The time is the low 24 bits, the data block the 40 above.
-        Mapping {
-            data_block: le64(value, 0) >> 24,
-            time: le32(value, 0) & 0x00FF_FFFF,
-        }
+        Mapping::decode(le64(self.value(index), 0))
     }
 
     /// Bytes of a value.
@@ -171,7 +198,7 @@ impl Node {
 
     /// Whether each key is larger than the one before.
     pub(crate) fn is_ascending(&self) -> bool {
-        (1..self.len()).all(|index| self.key(index - 1) < self.key(index))
+        self.keys().is_sorted_by(|key, next| key < next)
     }
 
     pub(crate) fn last_key(&self) -> Option<u64> {

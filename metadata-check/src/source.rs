@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
+
+use rustix::fs::Advice;
 
 use crate::layout::{BLOCK_SIZE, BLOCK_SIZE_U64, Block};
 
@@ -21,6 +24,9 @@ pub trait BlockSource: Sync {
     ///
     /// Whatever stopped the size from being found out.
     fn block_count(&self) -> io::Result<u64>;
+
+    /// Says that these blocks, in ascending order, will be read soon. It changes nothing but how long that takes.
+    fn will_read(&self, _blocks: &[u64]) {}
 }
 
 /// A regular file or a block device.
@@ -38,5 +44,14 @@ impl BlockSource for File {
         // positional, so the moved cursor disturbs nobody.
         let mut file: &File = self;
         Ok(io::Seek::seek(&mut file, io::SeekFrom::End(0))? / BLOCK_SIZE_U64)
+    }
+
+    fn will_read(&self, blocks: &[u64]) {
+        for run in blocks.chunk_by(|block, next| block.checked_add(1) == Some(*next)) {
+            let length = NonZero::new(run.len() as u64 * BLOCK_SIZE_U64);
+            let offset = run[0].saturating_mul(BLOCK_SIZE_U64);
+            // Advice that is not taken costs time and nothing else.
+            let _ = rustix::fs::fadvise(self, offset, length, Advice::WillNeed);
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::ahead::Examined;
 use crate::checker::{Checker, Pointer, Referred, Subtree};
 use crate::finding::{FindingKind, Role};
 use crate::node::Node;
@@ -31,7 +32,7 @@ impl Checker<'_> {
             Referred::Bad => None,
             Referred::New => {
                 let role = root.role;
-                let mut path = vec![self.step_into(role, root.target)?];
+                let mut path = vec![self.step_into(role, root.target, 0)?];
                 loop {
                     if let Some(deeper) = self.advance(role, &mut path) {
                         path.push(deeper);
@@ -81,7 +82,7 @@ impl Checker<'_> {
                 role,
                 target,
             }) {
-                Referred::New => match self.step_into(role, target) {
+                Referred::New => match self.step_into(role, target, depth) {
                     Some(deeper) => return Some(deeper),
                     None => None,
                 },
@@ -93,40 +94,20 @@ impl Checker<'_> {
         None
     }
 
-    /// Reads a new node and checks what can be told from it alone.
-    fn step_into(&mut self, role: Role, block: u64) -> Option<Step> {
-        let node = self.read_node(role, block)?;
-        let mut subtree = Subtree {
-            first: node.first_key(),
-            node_entries: u16::try_from(node.entries()).unwrap_or(u16::MAX),
-            ..Subtree::default()
-        };
-        if node.is_leaf() {
-            subtree.height = Some(0);
-            subtree.entries = u64::from(node.entries());
-        } else if node.len() == 0 {
-            self.findings.at(block, FindingKind::EmptyInternal { role });
-            subtree.damaged = true;
-        }
-        for index in 0..node.len() {
-            let key = node.key(index);
-            if index > 0 && key <= node.key(index - 1) && !subtree.damaged {
-                let previous = node.key(index - 1);
-                self.findings.at(
-                    block,
-                    FindingKind::KeyOrder {
-                        role,
-                        index,
-                        key,
-                        previous,
-                    },
-                );
-                subtree.damaged = true;
-            }
-            subtree.last = subtree.last.max(key);
+    /// Reads a new node at this depth and reports what can be told from it alone.
+    fn step_into(&mut self, role: Role, block: u64, depth: usize) -> Option<Step> {
+        let Examined {
+            node,
+            subtree,
+            faults,
+        } = self.read_node(role, block)?;
+        for fault in faults {
+            self.findings.at(block, fault);
         }
         if role == Role::Mapping && node.is_leaf() {
-            self.count_mappings(block, &node, &mut subtree);
+            self.count_mappings(&node);
+        } else if !node.is_leaf() && depth + 1 < LEVELS_MAX {
+            self.read_ahead(role, &node);
         }
         Some(Step {
             block,

@@ -98,7 +98,7 @@ fn dumps_are_as_recorded() {
         "6-grown-held-origin",
         DumpOptions {
             held: true,
-            superblock: None,
+            ..DumpOptions::default()
         },
     );
     let mut xml = Vec::new();
@@ -132,7 +132,7 @@ fn a_range_ends_where_the_time_changes() {
 fn dumping_an_absent_snapshot_is_refused() {
     let options = DumpOptions {
         held: true,
-        superblock: None,
+        ..DumpOptions::default()
     };
     let result = dump(&Image::of("1-empty"), &options, &mut Vec::new());
     assert!(
@@ -168,7 +168,7 @@ fn a_pinned_superblock_replaces_block_0() {
         &image,
         &DumpOptions {
             superblock: Some(&pinned),
-            held: false,
+            ..DumpOptions::default()
         },
         &mut xml,
     )

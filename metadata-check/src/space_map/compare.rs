@@ -33,8 +33,12 @@ struct Comparison {
 struct Tally {
     nr_free: u32,
     first_free: Option<u32>,
+    /// Blocks in use that there are.
+    allocated: u64,
     beyond_end: u64,
     first_beyond_end: Option<(u64, u32)>,
+    /// Positions of the blocks whose count is not simply right.
+    suspects: Vec<u64>,
 }
 
 /// Neighbouring blocks with the same wrong count.
@@ -67,6 +71,9 @@ impl Checker<'_> {
             allocated: 0,
             unverified: 0,
         };
+        let mut bitmaps: Vec<u64> = entries.iter().map(|entry| entry.bitmap).collect();
+        bitmaps.sort_unstable();
+        self.source().will_read(&bitmaps);
         let mut bitmaps_read = 0;
         for entry in entries {
             let role = bitmap_role(map);
@@ -96,34 +103,29 @@ impl Checker<'_> {
     }
 
     fn compare_bitmap(&mut self, state: &mut Comparison, entry: &IndexEntry, bitmap: &Block) {
-        let mut tally = Tally::default();
-        let mut run: Option<Run> = None;
         let first_block = entry.index * BITMAP_ENTRIES_U64;
-        for (position, block) in (0..BITMAP_ENTRIES).zip(first_block..) {
-            let bits = count_bits(bitmap, position);
-            tally.add(position, bits);
-            if block >= state.nr_blocks {
-                tally.add_beyond_end(block, bits);
+        let end = state.nr_blocks.min(first_block + BITMAP_ENTRIES_U64);
+        let counted = self.counts(state.map).region(entry.index);
+        let tally = Tally::of(bitmap, first_block, state.nr_blocks, counted);
+        state.allocated += tally.allocated;
+        let mut run: Option<Run> = None;
+        let mut suspects = tally.suspects.iter().copied().peekable();
+        loop {
+            let suspect = suspects.peek().map(|position| first_block + position);
+            let overflow = state.overflow.at_least(&self.retained, first_block);
+            let overflow = overflow.filter(|block| *block < end);
+            let Some(block) = suspect.into_iter().chain(overflow).min() else {
+                break;
+            };
+            suspects.next_if(|position| first_block + position == block);
+            let counted = Counted {
+                block,
+                bits: count_bits(bitmap, position(block)),
+                expected: self.counts(state.map).get(block),
+            };
+            let Some((stored, expected)) = self.difference(state, entry, counted) else {
                 continue;
-            }
-            state.allocated += u64::from(bits != 0);
-            let expected = self.counts(state.map).get(block);
-            let stored = self.stored_count(
-                state,
-                entry,
-                Counted {
-                    block,
-                    bits,
-                    expected,
-                },
-            );
-            if stored == expected {
-                continue;
-            }
-            if stored > expected && state.references_incomplete {
-                state.unverified += 1;
-                continue;
-            }
+            };
             match &mut run {
                 Some(run) if run.continues(block, stored, expected) => run.last = block,
                 _ => {
@@ -156,6 +158,22 @@ impl Checker<'_> {
                 expected: run.expected,
             });
         }
+    }
+
+    /// The stored and the expected count, if they differ and that says something.
+    fn difference(
+        &mut self,
+        state: &mut Comparison,
+        entry: &IndexEntry,
+        counted: Counted,
+    ) -> Option<(u32, u32)> {
+        let stored = self.stored_count(state, entry, counted);
+        let expected = counted.expected;
+        if stored > expected && state.references_incomplete {
+            state.unverified += 1;
+            return None;
+        }
+        (stored != expected).then_some((stored, expected))
     }
 
     /// The count that bitmap and overflow tree store together. If they contradict each other, which is
@@ -280,6 +298,13 @@ struct Counted {
 
 const BITMAP_ENTRIES_U32: u32 = 16320;
 
+fn position(block: u64) -> usize {
+    let Ok(position) = usize::try_from(block % BITMAP_ENTRIES_U64) else {
+        unreachable!("less than 16320")
+    };
+    position
+}
+
 fn count_bits(bitmap: &Block, position: usize) -> u32 {
     match bitmap[PAYLOAD + position / 4] >> (2 * (position % 4)) & 3 {
         0 => 0,
@@ -290,6 +315,26 @@ fn count_bits(bitmap: &Block, position: usize) -> u32 {
 }
 
 impl Tally {
+    /// Goes through a bitmap beside the references that were counted.
+    fn of(bitmap: &Block, first_block: u64, nr_blocks: u64, counted: Option<&[u8]>) -> Self {
+        let mut tally = Self::default();
+        let inside = nr_blocks.saturating_sub(first_block);
+        for position in 0..BITMAP_ENTRIES {
+            let bits = count_bits(bitmap, position);
+            tally.add(position, bits);
+            if position as u64 >= inside {
+                tally.add_beyond_end(first_block + position as u64, bits);
+                continue;
+            }
+            tally.allocated += u64::from(bits != 0);
+            let expected = counted.map_or(0, |counted| u32::from(counted[position]));
+            if bits == OVERFLOW || bits != expected {
+                tally.suspects.push(position as u64);
+            }
+        }
+        tally
+    }
+
     fn add(&mut self, position: usize, bits: u32) {
         if bits == 0 {
             self.nr_free += 1;
@@ -381,12 +426,17 @@ impl OverflowCursor {
         }
     }
 
-    /// The entry of `block`, if there is one. Blocks must be asked for in ascending order; entries passed
-    /// over belong to bitmaps that could not be read.
-    fn take(&mut self, retained: &BTreeMap<u64, Node>, block: u64) -> Option<OverflowEntry> {
+    /// The block of the next entry from `block` on. Those passed over belong to bitmaps that could not be read.
+    fn at_least(&mut self, retained: &BTreeMap<u64, Node>, block: u64) -> Option<u64> {
         while self.current.is_some_and(|entry| entry.block < block) {
             self.advance(retained);
         }
+        self.current.map(|entry| entry.block)
+    }
+
+    /// The entry of `block`, if there is one. Blocks must be asked for in ascending order.
+    fn take(&mut self, retained: &BTreeMap<u64, Node>, block: u64) -> Option<OverflowEntry> {
+        self.at_least(retained, block);
         let found = self.current.filter(|entry| entry.block == block)?;
         self.advance(retained);
         Some(found)
