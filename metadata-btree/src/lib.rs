@@ -66,7 +66,7 @@ mod transaction;
 mod version;
 
 pub use block::{BLOCK_SIZE, Block, BlockNr, BlockStore};
-pub use btree::Btree;
+pub use btree::{Btree, TreeBuilder};
 pub use cache::CACHE_BYTES;
 pub use checksum::BlockKind;
 pub use codec::Value;

@@ -411,6 +411,17 @@ impl Transaction {
         result
     }
 
+    /// Makes sure of room for so many blocks beside those that any change takes.
+    pub(crate) fn check_room_for_adding(&mut self, blocks: usize) -> Result<(), Error> {
+        self.check_alive()?;
+        self.check_room(blocks as u64 + OPERATION_BLOCKS + REMOVAL_BLOCKS)
+    }
+
+    /// Bitmaps of the disk map that the commit need not write so far.
+    pub(crate) fn unchanged_disk_bitmaps(&self) -> usize {
+        self.disk.bitmap_count() - self.disk.changed_count()
+    }
+
     fn check_room(&mut self, for_operation: u64) -> Result<(), Error> {
         let needed = for_operation + self.blocks_for_commit();
         if self.metadata.available() < needed {

@@ -12,8 +12,9 @@
 //!
 //! Memory is bounded by the metadata itself: one byte for each data block that a reachable bitmap covers,
 //! less than 64 bytes for each metadata block in a region of 512 that is in use, the nodes of the small
-//! trees, and at most 65536 ranges that damage costs. No length read from disk is believed before something
-//! else bounds it.
+//! trees, at most 65536 ranges that damage costs, and the children of the nodes on the way to where a walk is: 2 MiB
+//! in a tree of three levels, and as much text of a dump for each. No length read from disk is believed before
+//! something else bounds it.
 //!
 //! ```no_run
 //! let metadata = std::fs::File::open("/var/lib/pool/metadata")?;
@@ -61,7 +62,7 @@ pub use key_range::MissingRange;
 pub use parallel::all_processors;
 pub use report::{Device, Loss, Progress, Report, Summary};
 pub use salvage::{
-    Orphan, Salvage, SalvageError, SalvageOptions, SalvagedDevice, SalvagedMapping, SalvagedPool,
-    Start,
+    Orphan, Salvage, SalvageError, SalvageOptions, SalvagedDevice, SalvagedLeaf, SalvagedMapping,
+    SalvagedPool, Start,
 };
 pub use source::BlockSource;

@@ -186,11 +186,6 @@ impl Node {
         le64(self.value(index), 0)
     }
 
-    /// Value `index` of a mapping leaf.
-    pub(crate) fn mapping(&self, index: usize) -> Mapping {
-        Mapping::decode(le64(self.value(index), 0))
-    }
-
     /// Bytes of a value.
     pub(crate) fn value_size(&self) -> u8 {
         u8::try_from(self.value_size).unwrap_or(u8::MAX)

@@ -163,6 +163,15 @@ pub struct SalvagedMapping {
     pub time: u32,
 }
 
+/// Mappings that can be trusted, in ascending order, and are a leaf of one or more devices.
+#[derive(Debug, Clone, Copy)]
+pub struct SalvagedLeaf<'a> {
+    /// Where the leaf is in the metadata.
+    pub block: u64,
+    /// What it maps.
+    pub mappings: &'a [SalvagedMapping],
+}
+
 /// Metadata from which can be had what is certain.
 pub struct Salvage<'a> {
     trees: Trees<'a>,
@@ -229,12 +238,12 @@ impl<'a> Salvage<'a> {
         self.doubted_nodes
     }
 
-    /// Hands out the mappings of a device in ascending order, until `visit` breaks off; then which ranges
-    /// are missing.
-    pub fn mappings(
+    /// Hands out the leaves of a device in ascending order, until `visit` breaks off; then which ranges are
+    /// missing. Devices that have a leaf with the same number have the same leaf.
+    pub fn leaves(
         &self,
         device: &SalvagedDevice,
-        visit: &mut dyn FnMut(SalvagedMapping) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(SalvagedLeaf<'_>) -> ControlFlow<()>,
     ) -> Vec<MissingRange> {
         let Some(root) = device.root else {
             let has_none = device.mapped_blocks == Some(0);

@@ -18,13 +18,15 @@ fn mappings(salvage: &Salvage<'_>) -> (BTreeSet<Mapping>, usize) {
     let mut found = BTreeSet::new();
     let mut missing = 0;
     for device in salvage.devices() {
-        let ranges = salvage.mappings(device, &mut |mapping| {
-            found.insert((
-                device.id,
-                mapping.virtual_block,
-                mapping.data_block,
-                mapping.time,
-            ));
+        let ranges = salvage.leaves(device, &mut |leaf| {
+            for mapping in leaf.mappings {
+                found.insert((
+                    device.id,
+                    mapping.virtual_block,
+                    mapping.data_block,
+                    mapping.time,
+                ));
+            }
             ControlFlow::Continue(())
         });
         missing += ranges.len();

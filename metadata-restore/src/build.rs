@@ -117,6 +117,22 @@ impl<'a> Building<'a> {
         Ok(self.mappings.is_multiple_of(MAPPINGS_A_TURN))
     }
 
+    /// Adds the mappings of a leaf, which devices that have it share if it is full enough.
+    pub(crate) fn map_leaf(
+        &mut self,
+        number: u64,
+        mappings: &[MappingRecord],
+    ) -> Result<(), Error> {
+        if self.with_room(|restore| restore.map_leaf(number, mappings))? {
+            self.mappings += mappings.len() as u64;
+            return Ok(());
+        }
+        for mapping in mappings {
+            self.map(*mapping)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn end_device(&mut self) -> Result<(), Error> {
         self.with_room(Restore::end_device)
     }
@@ -132,10 +148,10 @@ impl<'a> Building<'a> {
     }
 
     /// Does one step, with larger metadata if that is what it takes and may be had.
-    fn with_room(
+    fn with_room<T>(
         &mut self,
-        mut step: impl FnMut(&mut Restore) -> Result<(), pool::Error>,
-    ) -> Result<(), Error> {
+        mut step: impl FnMut(&mut Restore) -> Result<T, pool::Error>,
+    ) -> Result<T, Error> {
         loop {
             match step(&mut self.restore) {
                 Err(cause) if Restore::is_full(&cause) => self.grow(2)?,

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use metadata_check::{
-    BlockSource, MissingRange, Orphan, Salvage, SalvageOptions, SalvagedDevice, SalvagedPool,
+    BlockSource, MissingRange, Orphan, Salvage, SalvageOptions, SalvagedDevice, SalvagedLeaf,
+    SalvagedMapping, SalvagedPool,
 };
 use pool::{BlockSize, DeviceRecord, MappingRecord, PoolRecord, ThinId};
 
@@ -169,23 +170,11 @@ fn write_device(
     })?;
     let before = building.mappings();
     let mut failed = None;
-    let missing = salvage.mappings(device, &mut |mapping| {
-        let record = MappingRecord {
-            virtual_block: mapping.virtual_block,
-            data_block: mapping.data_block,
-            time: mapping.time,
-        };
-        let mappings = building.mappings();
-        let written = building.map(record).and_then(|is_due| match is_due {
-            true => building.tell(Progress::Writing { mappings }),
-            false => Ok(()),
-        });
-        match written {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(cause) => {
-                failed = Some(cause);
-                ControlFlow::Break(())
-            }
+    let missing = salvage.leaves(device, &mut |leaf| match write_leaf(building, leaf) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(cause) => {
+            failed = Some(cause);
+            ControlFlow::Break(())
         }
     });
     if let Some(cause) = failed {
@@ -197,5 +186,18 @@ fn write_device(
         mappings: building.mappings() - before,
         mapped_blocks: device.mapped_blocks,
         missing,
+    })
+}
+
+fn write_leaf(building: &mut Building<'_>, leaf: SalvagedLeaf<'_>) -> Result<(), Error> {
+    let record = |mapping: &SalvagedMapping| MappingRecord {
+        virtual_block: mapping.virtual_block,
+        data_block: mapping.data_block,
+        time: mapping.time,
+    };
+    let records: Vec<MappingRecord> = leaf.mappings.iter().map(record).collect();
+    building.map_leaf(leaf.block, &records)?;
+    building.tell(Progress::Writing {
+        mappings: building.mappings(),
     })
 }

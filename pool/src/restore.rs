@@ -1,15 +1,16 @@
 //! Metadata made of records: the pool, then each device with its mappings, then one commit.
 //!
-//! Nothing is shared but data blocks: each device gets a tree of its own, and a data block's count is the
-//! number of mappings that name it. Nothing is durable before the commit, and a store that began with zeros
+//! Each device gets a tree of its own, but for leaves of which the caller knows that they are the same: those
+//! are shared. A data block's count is the number of leaves that name it. Nothing is durable before the commit, and a store that began with zeros
 //! is no pool until then.
 //!
 //! Every method but [`Restore::commit`] that fails with [`Restore::is_full`] has changed nothing, and can be
 //! called again once the metadata has grown.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use metadata_btree::{BlockStore, Btree, Transaction};
+use metadata_btree::{BlockNr, BlockStore, Btree, Transaction, TreeBuilder};
 
 use crate::error::Error;
 use crate::superblock::Superblock;
@@ -60,12 +61,16 @@ pub struct Restore {
     top_level: Btree<DeviceRoot>,
     details: Btree<DeviceDetails>,
     open: Option<OpenDevice>,
+    /// Leaves that can be shared, by what the caller calls them.
+    leaves: BTreeMap<u64, BlockNr>,
 }
 
 /// The device whose mappings are coming in.
 struct OpenDevice {
     record: DeviceRecord,
-    tree: Btree<Mapping>,
+    tree: TreeBuilder<Mapping>,
+    /// When no more mappings come.
+    root: Option<DeviceRoot>,
     mapped_blocks: u64,
     /// One more than the last virtual block.
     next_block: u64,
@@ -93,6 +98,7 @@ impl Restore {
             top_level,
             details,
             open: None,
+            leaves: BTreeMap::new(),
         })
     }
 
@@ -110,7 +116,8 @@ impl Restore {
         }
         self.open = Some(OpenDevice {
             record,
-            tree: Btree::empty(&mut self.tx)?,
+            tree: TreeBuilder::default(),
+            root: None,
             mapped_blocks: 0,
             next_block: 0,
         });
@@ -122,35 +129,54 @@ impl Restore {
     /// # Errors
     /// For blocks and times that cannot be, and when there is no room.
     pub fn map(&mut self, mapping: MappingRecord) -> Result<(), Error> {
-        let MappingRecord {
-            virtual_block,
-            data_block,
-            time,
-        } = mapping;
         let Some(device) = &mut self.open else {
             unreachable!("a mapping belongs to a device that was begun");
         };
-        expect("a data block", data_block, self.record.data_blocks)?;
-        expect("a mapping's time", u64::from(time), TIMES)?;
-        let Some(next_block) = virtual_block
-            .checked_add(1)
-            .filter(|_| virtual_block >= device.next_block)
-        else {
-            return Err(Error::DeviceDamaged {
-                id: device.record.id.get(),
-                reason: format!("block {virtual_block} is mapped out of order"),
-            });
-        };
-        let mapping = Mapping {
-            block: DataBlock(data_block),
-            time,
-        };
+        let (key, value) = device.entry(device.next_block, mapping, &self.record)?;
         // The insertion is what may find no room, and so it comes first.
-        device.tree.insert(&mut self.tx, virtual_block, mapping)?;
-        self.tx.disk_inc(data_block)?;
-        device.mapped_blocks += 1;
-        device.next_block = next_block;
+        device.tree.push(&mut self.tx, key, value)?;
+        self.tx.disk_inc(mapping.data_block)?;
+        device.advance(mapping, 1);
         Ok(())
+    }
+
+    /// Adds all the mappings of a leaf that the caller knows by this number, so that the device shares it with
+    /// others that have it. Returns whether that is possible; else they must come one by one.
+    ///
+    /// # Errors
+    /// As [`Restore::map`].
+    pub fn map_leaf(&mut self, number: u64, mappings: &[MappingRecord]) -> Result<bool, Error> {
+        let Some(device) = &mut self.open else {
+            unreachable!("a leaf belongs to a device that was begun");
+        };
+        let (Some(first), Some(last)) = (mappings.first(), mappings.last()) else {
+            return Ok(true);
+        };
+        if !device.tree.can_share(mappings.len()) {
+            return Ok(false);
+        }
+        device.entry(device.next_block, *first, &self.record)?;
+        match self.leaves.get(&number) {
+            Some(leaf) => {
+                let first_key = first.virtual_block;
+                device.tree.share_leaf(&mut self.tx, first_key, *leaf)?;
+            }
+            None => {
+                let mut next_block = device.next_block;
+                let mut entries = Vec::with_capacity(mappings.len());
+                for mapping in mappings {
+                    entries.push(device.entry(next_block, *mapping, &self.record)?);
+                    next_block = mapping.virtual_block + 1;
+                }
+                let leaf = device.tree.add_leaf(&mut self.tx, &entries)?;
+                for mapping in mappings {
+                    self.tx.disk_inc(mapping.data_block)?;
+                }
+                self.leaves.insert(number, leaf);
+            }
+        }
+        device.advance(*last, mappings.len() as u64);
+        Ok(true)
     }
 
     /// Ends the device that was begun.
@@ -158,9 +184,14 @@ impl Restore {
     /// # Errors
     /// When there is no room.
     pub fn end_device(&mut self) -> Result<(), Error> {
-        let Some(device) = &self.open else {
+        let Some(device) = &mut self.open else {
             unreachable!("a device ends that was begun");
         };
+        let root = match device.root {
+            Some(root) => root,
+            None => DeviceRoot(device.tree.finish(&mut self.tx)?.root()),
+        };
+        device.root = Some(root);
         let key = device.record.id.key();
         let details = DeviceDetails {
             mapped_blocks: device.mapped_blocks,
@@ -169,7 +200,6 @@ impl Restore {
             snapshotted_time: device.record.snapshotted_time,
         };
         // Called again after the second of these found no room, the first replaces a root by itself.
-        let root = DeviceRoot(device.tree.root());
         self.top_level.insert(&mut self.tx, key, root)?;
         self.details.insert(&mut self.tx, key, details)?;
         self.open = None;
@@ -216,6 +246,38 @@ impl Restore {
             error,
             Error::Metadata(metadata_btree::Error::OutOfMetadataSpace { .. })
         )
+    }
+}
+
+impl OpenDevice {
+    /// A mapping as the tree has it, if it can be, and does not come before `next_block`.
+    fn entry(
+        &self,
+        next_block: u64,
+        mapping: MappingRecord,
+        pool: &PoolRecord,
+    ) -> Result<(u64, Mapping), Error> {
+        let MappingRecord {
+            virtual_block,
+            data_block,
+            time,
+        } = mapping;
+        expect("a data block", data_block, pool.data_blocks)?;
+        expect("a mapping's time", u64::from(time), TIMES)?;
+        if virtual_block < next_block || virtual_block == u64::MAX {
+            return Err(Error::DeviceDamaged {
+                id: self.record.id.get(),
+                reason: format!("block {virtual_block} is mapped out of order"),
+            });
+        }
+        let block = DataBlock(data_block);
+        Ok((virtual_block, Mapping { block, time }))
+    }
+
+    /// So many mappings came, of which this is the last.
+    fn advance(&mut self, last: MappingRecord, mappings: u64) {
+        self.mapped_blocks += mappings;
+        self.next_block = last.virtual_block + 1;
     }
 }
 

@@ -10,9 +10,12 @@
 //! ([`Span`]). That also keeps damaged trees from leading in circles, together with
 //! [`DEPTH_MAX`].
 
+mod build;
 mod insert;
 mod lookup;
 mod remove;
+
+pub use build::TreeBuilder;
 
 use std::fmt;
 use std::marker::PhantomData;

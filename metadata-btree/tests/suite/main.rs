@@ -6,6 +6,7 @@
     reason = "tests and their helpers may panic"
 )]
 
+mod build;
 mod damage;
 mod faults;
 mod forest;

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use super::holes::DeviceWalk;
 use super::stored::{self, StoredCounts};
 use super::trees::{Content, Lost, Trees, Visitor, children};
-use super::{SalvageError, SalvageOptions, entries};
+use super::{SalvageError, SalvageOptions, SalvagedLeaf, entries};
 use crate::check::{CheckOptions, check};
 use crate::devices::Details;
 use crate::finding::{BlockKind, Role};
@@ -84,10 +84,12 @@ fn digest(trees: &Trees<'_>, superblock: &Superblock) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (id, value) in entries(trees, Role::TopLevel, superblock.mapping_root).found {
         hasher.write_u64(id);
-        let mut visit = |mapping: super::SalvagedMapping| {
-            hasher.write_u64(mapping.virtual_block);
-            hasher.write_u64(mapping.data_block);
-            hasher.write_u32(mapping.time);
+        let mut visit = |leaf: SalvagedLeaf<'_>| {
+            for mapping in leaf.mappings {
+                hasher.write_u64(mapping.virtual_block);
+                hasher.write_u64(mapping.data_block);
+                hasher.write_u32(mapping.time);
+            }
             ControlFlow::Continue(())
         };
         let _ = trees.walk(
@@ -258,7 +260,7 @@ struct Latest(u32);
 
 impl Visitor for Latest {
     fn leaf(&mut self, _: u64, node: &Node) -> ControlFlow<()> {
-        let times = (0..node.len()).map(|index| node.mapping(index).time);
+        let times = node.mappings().map(|mapping| mapping.time);
         self.0 = times.fold(self.0, u32::max);
         ControlFlow::Continue(())
     }

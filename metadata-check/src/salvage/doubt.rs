@@ -101,7 +101,7 @@ impl Excess {
                 .filter(|block| is_metadata_excess(state, *block))
                 .count()
         } else if role == Role::Mapping {
-            let blocks = (0..node.len()).map(|index| node.mapping(index).data_block);
+            let blocks = node.mappings().map(|mapping| mapping.data_block);
             blocks.filter(|block| is_data_excess(state, *block)).count()
         } else {
             let blocks = (0..node.len()).map(|index| le64(node.value(index), 0));

@@ -2,21 +2,23 @@
 
 use std::ops::ControlFlow;
 
-use super::SalvagedMapping;
 use super::trees::{Lost, Visitor};
+use super::{SalvagedLeaf, SalvagedMapping};
 use crate::key_range::MissingRange;
-use crate::node::Node;
+use crate::node::{Mapping, Node};
 
-/// A walk through a device's mappings.
+/// A walk through a device's leaves.
 pub(super) struct DeviceWalk<'a> {
-    visit: &'a mut dyn FnMut(SalvagedMapping) -> ControlFlow<()>,
+    visit: &'a mut dyn FnMut(SalvagedLeaf<'_>) -> ControlFlow<()>,
+    mappings: Vec<SalvagedMapping>,
     missing: Vec<MissingRange>,
 }
 
 impl<'a> DeviceWalk<'a> {
-    pub(super) fn new(visit: &'a mut dyn FnMut(SalvagedMapping) -> ControlFlow<()>) -> Self {
+    pub(super) fn new(visit: &'a mut dyn FnMut(SalvagedLeaf<'_>) -> ControlFlow<()>) -> Self {
         DeviceWalk {
             visit,
+            mappings: Vec::new(),
             missing: Vec::new(),
         }
     }
@@ -27,16 +29,19 @@ impl<'a> DeviceWalk<'a> {
 }
 
 impl Visitor for DeviceWalk<'_> {
-    fn leaf(&mut self, _: u64, node: &Node) -> ControlFlow<()> {
-        for index in 0..node.len() {
-            let mapping = node.mapping(index);
-            (self.visit)(SalvagedMapping {
-                virtual_block: node.key(index),
-                data_block: mapping.data_block,
-                time: mapping.time,
-            })?;
-        }
-        ControlFlow::Continue(())
+    fn leaf(&mut self, block: u64, node: &Node) -> ControlFlow<()> {
+        let salvaged = |(virtual_block, mapping): (u64, Mapping)| SalvagedMapping {
+            virtual_block,
+            data_block: mapping.data_block,
+            time: mapping.time,
+        };
+        self.mappings.clear();
+        let mappings = node.keys().zip(node.mappings());
+        self.mappings.extend(mappings.map(salvaged));
+        (self.visit)(SalvagedLeaf {
+            block,
+            mappings: &self.mappings,
+        })
     }
 
     fn lost(&mut self, lost: Lost) {

@@ -153,8 +153,8 @@ impl Visitor for Counting<'_> {
         match self.role {
             Role::Mapping => {
                 self.recount.mappings += u64::from(node.entries());
-                for index in 0..node.len() {
-                    self.recount.data.add(node.mapping(index).data_block);
+                for mapping in node.mappings() {
+                    self.recount.data.add(mapping.data_block);
                 }
             }
             Role::TopLevel => {

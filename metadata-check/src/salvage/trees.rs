@@ -202,14 +202,14 @@ impl<'a> Trees<'a> {
     }
 
     fn can_map(&self, node: &Node) -> bool {
-        let mappings = || (0..node.len()).map(|index| node.mapping(index));
         // Two are never mapped to one block. A top-level leaf that is taken for one of mappings looks so.
-        let has_twins = mappings()
-            .zip(mappings().skip(1))
-            .any(|(one, next)| one.data_block == next.data_block);
+        let blocks = || node.mappings().map(|mapping| mapping.data_block);
+        let has_twins = blocks()
+            .zip(blocks().skip(1))
+            .any(|(one, next)| one == next);
         let is_possible =
             |mapping: Mapping| mapping.data_block < self.data_blocks && mapping.time <= self.time;
-        !has_twins && mappings().all(is_possible)
+        !has_twins && node.mappings().all(is_possible)
     }
 
     fn find(&self, role: Role, place: Place) -> Option<Found> {
