@@ -173,8 +173,10 @@ impl CatalogStore for Catalog {
         Ok(self.0.lock().clone())
     }
 
-    fn append(&self, lines: &[u8]) -> io::Result<()> {
-        self.0.lock().extend_from_slice(lines);
+    fn append(&self, len: u64, lines: &[u8]) -> io::Result<()> {
+        let mut content = self.0.lock();
+        content.truncate(usize::try_from(len).unwrap());
+        content.extend_from_slice(lines);
         Ok(())
     }
 

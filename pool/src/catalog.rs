@@ -104,8 +104,12 @@ pub(crate) struct Loaded {
     pub(crate) catalog: Catalog,
     /// Lines there are, live and superseded.
     pub(crate) lines: usize,
+    /// Their bytes, at the beginning of the file.
+    pub(crate) len: u64,
     /// Whether lines or a part of one lay beyond the transaction id.
     pub(crate) has_unfinished: bool,
+    /// Whether the catalog is no longer what the lines say.
+    pub(crate) is_changed: bool,
 }
 
 /// Catalogs with fewer lines are never compacted.
@@ -119,16 +123,18 @@ impl Catalog {
         let mut loaded = Loaded {
             catalog: Catalog::default(),
             lines: 0,
+            len: 0,
             has_unfinished: false,
+            is_changed: false,
         };
-        let complete = content
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |end| end + 1);
-        loaded.has_unfinished = complete < content.len();
-        let lines = content[..complete].split(|byte| *byte == b'\n');
+        let lines = content.split_inclusive(|byte| *byte == b'\n');
         let mut last = 0;
-        for (index, line) in lines.filter(|line| !line.is_empty()).enumerate() {
+        for (index, line) in lines.filter(|line| line.ends_with(b"\n")).enumerate() {
+            let len = line.len() as u64;
+            if len == 1 {
+                loaded.len += len;
+                continue;
+            }
             let damaged = |reason: String| Error::Catalog {
                 line: index + 1,
                 reason,
@@ -137,14 +143,12 @@ impl Catalog {
                 Ok(line) => line,
                 Err(_) if last == transaction_id && line.contains(&0) => {
                     mark(Mark::CatalogCut);
-                    loaded.has_unfinished = true;
                     break;
                 }
                 Err(cause) => return Err(damaged(cause.to_string())),
             };
             if line.transaction_id > transaction_id {
                 mark(Mark::CatalogCut);
-                loaded.has_unfinished = true;
                 break;
             }
             loaded
@@ -152,8 +156,10 @@ impl Catalog {
                 .apply(&line.operation)
                 .map_err(|cause| damaged(cause.to_string()))?;
             loaded.lines += 1;
+            loaded.len += len;
             last = line.transaction_id;
         }
+        loaded.has_unfinished = loaded.len < content.len() as u64;
         Ok(loaded)
     }
 

@@ -333,7 +333,7 @@ impl<H: Host> Pool<H> {
 
     /// A commit is durable.
     fn end_commit(&self, number: u64, durable: Durable, superseded: Vec<DataBlock>) {
-        self.log.note_durable(durable);
+        self.log.note_committed(durable);
         self.epochs.retire(superseded);
         self.backlog.end_commit();
         self.commits.complete(number);

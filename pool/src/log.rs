@@ -15,7 +15,7 @@
 //! any record names is not given to others before that, even when it has lost its mapping (invariant 2).
 //!
 //! The same holds when a sync has failed. Data that later records map may be lost then, and the log is
-//! made *void*: only what is covered is ever replayed. (A daemon that is killed while a sync fails can note
+//! made *void*: only what is covered is ever replayed of what this daemon has written. (A daemon that is killed while a sync fails can note
 //! nothing; the kernel has told it, and tells nobody again.)
 //!
 //! # Generations
@@ -27,12 +27,13 @@
 //! since a commit never writes a tree's root where the last one has it.
 //!
 //! There are two areas, for generations of even and of odd numbers. A generation is overwritten by the
-//! next but one, which begins only when the commit between them is complete.
+//! next but one, which begins only when the commit between them is complete. The next daemon goes on in the
+//! same file (`term.rs`).
 //!
 //! ```text
 //! page 0, 1        entries of the last two commits, by the parity of their generation
 //! page 2, 3        the last two markers, in turn: writing one leaves the other alone
-//! page 4           a note, when the log is void
+//! page 4           a note, when the log is void up to a generation
 //! then 2 areas     of `slots` records each, 64 bytes a slot
 //! ```
 //!
@@ -51,6 +52,7 @@ mod hand_over;
 mod load;
 mod record;
 mod store;
+mod term;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -67,6 +69,7 @@ pub use store::LogStore;
 
 use crate::error::{Error, is_full};
 use record::{Entry, Filled, Layout, no_entries, void_note};
+use term::Term;
 
 /// The fewest records that a generation has room for.
 const RECORDS_MIN: u64 = 1024;
@@ -81,12 +84,17 @@ const SLOTS_A_RECORD: u64 = 4;
 /// The first generation of a log: of the first area.
 const FIRST: u64 = 2;
 
+/// How many records a generation may have before a commit must come.
+fn records_max(layout: Layout) -> u64 {
+    (layout.slots / SLOTS_A_RECORD).min(RECORDS_MAX)
+}
+
 /// The log of an open pool.
 pub(crate) struct IntentLog {
     store: Box<dyn LogStore>,
     layout: Layout,
-    /// How many records a generation may have before a commit must come.
-    records_max: u64,
+    /// The last generation that there can be.
+    last_generation: u64,
     /// The generation that takes records.
     generation: RwLock<Generation>,
     /// The next slot of its area.
@@ -95,9 +103,11 @@ pub(crate) struct IntentLog {
     written: AtomicU64,
     /// Records in it that needed permission.
     recorded: AtomicU64,
+    /// The same, of generations before it that no commit has yet.
+    uncommitted: AtomicU64,
     /// Records that have it and may still come.
     permitted: AtomicU64,
-    /// Whether the store has been given a log by this daemon.
+    /// Whether the log there is belongs to this daemon.
     is_created: AtomicBool,
     /// The position up to which everything is durable.
     durable: AtomicU64,
@@ -117,8 +127,8 @@ struct Generation {
     before: Filled,
 }
 
-/// A position in the log, as a number: after so many slots of a generation. Slots are far fewer than 2^32
-/// (`record.rs`), and so are commits in a daemon's life.
+/// A position in a term of the log, as a number: after so many slots of a generation. Slots are far fewer than
+/// 2^32 (`record.rs`), and so are commits in a daemon's life.
 fn position(generation: u64, slots: u64) -> u64 {
     generation << 32 | slots
 }
@@ -140,30 +150,33 @@ const ENDED: u8 = 4;
 
 impl IntentLog {
     /// The log of a pool of so many data blocks, after what an earlier one held was replayed. Nothing
-    /// can be recorded before it was created.
+    /// can be recorded before it was created or taken over.
     pub(crate) fn new(
         store: Box<dyn LogStore>,
         data_blocks: u64,
-        replayed: u64,
+        left: &Loaded,
         is_announced: bool,
     ) -> Self {
-        let records_max = data_blocks.clamp(RECORDS_MIN, RECORDS_MAX);
+        let replayed = left.records.len() as u64;
+        let slots = SLOTS_A_RECORD * data_blocks.clamp(RECORDS_MIN, RECORDS_MAX) + 2 * replayed;
+        let of_new_log = || Term::of_new_log(Layout { slots });
+        let term = left.next_term.clone().unwrap_or_else(of_new_log);
+        let filled = term.slot + replayed;
         IntentLog {
             store,
-            layout: Layout {
-                slots: SLOTS_A_RECORD * records_max + 2 * replayed,
-            },
-            records_max,
+            layout: term.layout,
+            last_generation: term::last(term.first),
             generation: RwLock::new(Generation {
-                number: FIRST,
+                number: term.first,
                 before: Filled::default(),
             }),
-            next_slot: AtomicU64::new(replayed),
+            next_slot: AtomicU64::new(filled),
             written: AtomicU64::new(replayed),
             recorded: AtomicU64::new(replayed),
+            uncommitted: AtomicU64::new(0),
             permitted: AtomicU64::new(0),
             is_created: AtomicBool::new(false),
-            durable: AtomicU64::new(position(FIRST, replayed)),
+            durable: AtomicU64::new(position(term.first, filled)),
             markers: AtomicU64::new(0),
             syncing: Mutex::new(()),
             is_void: AtomicBool::new(false),
@@ -171,16 +184,30 @@ impl IntentLog {
         }
     }
 
-    /// Replaces the log of an earlier daemon: what was replayed from it comes first in this one. The data
-    /// that it maps is durable.
-    pub(crate) fn take_over(&self, superblock: &Block, replayed: &[Record]) -> io::Result<()> {
+    /// Takes over the log of an earlier daemon, or makes one where it cannot be gone on with: what was replayed
+    /// comes first in it. The data that it maps is durable.
+    pub(crate) fn take_over(&self, superblock: &Block, left: &Loaded) -> io::Result<()> {
         let durable = self.stop().all();
-        let mut content = self.entry(superblock, durable).encode();
-        content.resize(self.layout.position(FIRST, 0), 0);
-        for record in replayed {
-            content.extend_from_slice(&record.encode(FIRST));
+        let entry = self.entry(superblock, durable).encode();
+        let entry_at = Entry::position(durable.generation);
+        let encode = |record: &Record| record.encode(durable.generation);
+        let records: Vec<u8> = left.records.iter().flat_map(encode).collect();
+        let slot = durable.filled.slots - left.records.len() as u64;
+        let records_at = self.layout.position(durable.generation, slot);
+        let Some(term) = &left.next_term else {
+            let mut content = entry;
+            content.resize(records_at, 0);
+            content.extend_from_slice(&records);
+            return self.create(&content);
+        };
+        self.is_created.store(true, Ordering::SeqCst);
+        for (at, bytes) in &term.relied_on {
+            self.store.write(*at, bytes)?;
         }
-        self.create(&content)
+        self.sync()?;
+        self.store.write(records_at as u64, &records)?;
+        self.store.write(entry_at, &entry)?;
+        self.sync()
     }
 
     /// Sees to it that there is a log, if one is wanted and there is space. Whether the superblock has to
@@ -227,7 +254,7 @@ impl IntentLog {
         if !self.is_created.load(Ordering::SeqCst) {
             return Ok(());
         }
-        make_void(&*self.store)
+        make_void(&*self.store, self.last_generation)
     }
 
     /// Whether all records of a device are durable.
@@ -252,6 +279,12 @@ impl IntentLog {
         self.durable.fetch_max(position, Ordering::SeqCst);
     }
 
+    /// Notes that a commit has everything up to the last generation, of which so much is durable.
+    pub(crate) fn note_committed(&self, durable: Durable) {
+        self.note_durable(durable);
+        self.uncommitted.store(0, Ordering::SeqCst);
+    }
+
     fn sync(&self) -> io::Result<()> {
         let _alone = self.syncing.lock();
         self.check_valid()?;
@@ -274,7 +307,7 @@ impl IntentLog {
 
     /// How many records a generation may have.
     pub(crate) fn records_max(&self) -> u64 {
-        self.records_max
+        records_max(self.layout)
     }
 
     /// Whether the current generation has no record.
@@ -302,7 +335,8 @@ impl IntentLog {
     }
 
     /// Permission for a record in the generation that is current then; none when a commit has to come
-    /// first.
+    /// first. What no commit has is never much more than two generations, however often daemons are killed
+    /// while they commit: the next one replays that, and must find room to write it again.
     pub(crate) fn permit(&self) -> Option<LogPermit<'_>> {
         if self.announced.load(Ordering::SeqCst) != YES {
             let (current, new) = (NO, WANTED);
@@ -313,8 +347,10 @@ impl IntentLog {
         }
         let permit = LogPermit(&self.permitted);
         let permitted = self.permitted.fetch_add(1, Ordering::SeqCst) + 1;
-        let recorded = self.recorded.load(Ordering::SeqCst);
-        (recorded + permitted <= self.records_max).then_some(permit)
+        let recorded = self.recorded.load(Ordering::SeqCst) + permitted;
+        let uncommitted = self.uncommitted.load(Ordering::SeqCst) + recorded;
+        let most = self.records_max();
+        (recorded <= most && uncommitted <= 2 * most).then_some(permit)
     }
 
     /// Whether the next superblock has to say that there is a log.
@@ -385,9 +421,9 @@ impl IntentLog {
     }
 }
 
-/// Sees to it that of the log there is only what is durable is ever replayed.
-pub(crate) fn make_void(store: &dyn LogStore) -> io::Result<()> {
-    let (at, note) = void_note();
+/// Sees to it that of the log there is only what is durable is ever replayed, up to this generation.
+fn make_void(store: &dyn LogStore, generation: u64) -> io::Result<()> {
+    let (at, note) = void_note(generation);
     store.write(at, &note)
 }
 
@@ -456,7 +492,8 @@ impl Stopped<'_> {
         };
         self.log.next_slot.store(0, Ordering::SeqCst);
         self.log.written.store(0, Ordering::SeqCst);
-        self.log.recorded.store(0, Ordering::SeqCst);
+        let recorded = self.log.recorded.swap(0, Ordering::SeqCst);
+        self.log.uncommitted.fetch_add(recorded, Ordering::SeqCst);
     }
 
     /// Records again what the generation before has, and the commit that ends it leaves out.

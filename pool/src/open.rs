@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU32;
 
 use metadata_btree::{Block, BlockKind, BlockStore};
 use parking_lot::{Mutex, RwLock};
+use probe::{Mark, mark};
 
 use crate::allocator::DataAllocator;
 use crate::backlog::Backlog;
@@ -17,11 +18,12 @@ use crate::commit::sync_error;
 use crate::control::{Identity, check_size};
 use crate::device::{Device, Origin};
 use crate::epoch::Epochs;
-use crate::error::Error;
+use crate::error::{Error, is_full};
 use crate::flush::Flushes;
 use crate::history::{History, HistoryStore, KnownBy, find_superblock};
 use crate::host::{DataIo, Host};
-use crate::log::{self, IntentLog, LogStore, Record, log_error};
+use crate::info::Mode;
+use crate::log::{self, IntentLog, LogStore, log_error};
 use crate::memory::MemoryBudget;
 use crate::metadata::{Committed, Metadata};
 use crate::name::DeviceName;
@@ -201,7 +203,7 @@ impl<H: Host> Pool<H> {
         let log = Arc::new(IntentLog::new(
             stores.log,
             superblock.space_maps.disk.nr_blocks,
-            left.records.len() as u64,
+            &left,
             superblock.has_log,
         ));
         let mut history = History::new(stores.history);
@@ -247,34 +249,49 @@ impl<H: Host> Pool<H> {
             superblock_known_by: known_by,
             host,
         };
-        pool.taken_up(&superblock, &left.records)
+        pool.taken_up(&superblock, &left)
     }
 
     /// The pool, after what the log holds was done again.
-    fn taken_up(self, superblock: &Superblock, replayed: &[Record]) -> Result<Arc<Self>, Error> {
+    fn taken_up(self, superblock: &Superblock, left: &log::Loaded) -> Result<Arc<Self>, Error> {
         let pool = Arc::new(self);
         let Some(mut writer) = pool.writer.try_acquire() else {
             unreachable!("nobody else has the pool yet")
         };
         pool.note_metadata_space(&mut writer);
-        pool.replay(replayed)?;
-        pool.take_log_over(superblock, replayed)?;
+        pool.replay(&left.records)?;
+        pool.take_log_over(superblock, left)?;
         if !pool.is_read_only() {
             // Not before: until then the log may name a commit that was given up, and is all that is known
             // of it should block 0 be lost now. Its names must still be there.
-            writer.mend()?;
+            match writer.mend() {
+                // Then the next change of the catalog needs that space, too.
+                Err(cause) if cause.is_full() => {}
+                mended => mended?,
+            }
         }
         drop(writer);
         Ok(pool)
     }
 
-    /// Replaces the log that was replayed, unless the pool is read only.
-    fn take_log_over(&self, superblock: &Superblock, replayed: &[Record]) -> Result<(), Error> {
-        if self.is_read_only() || !superblock.has_log && replayed.is_empty() {
+    /// Goes on in the log that was replayed, unless the pool is read only. It is when that needs space which is not
+    /// there: what was acknowledged can be read then, and nothing is lost.
+    fn take_log_over(&self, superblock: &Superblock, left: &log::Loaded) -> Result<(), Error> {
+        if self.is_read_only() || !superblock.has_log && left.records.is_empty() {
             return Ok(());
         }
-        let taken_over = self.log.take_over(&superblock.block(), replayed);
-        taken_over.map_err(log_error)
+        match self.log.take_over(&superblock.block(), left) {
+            Err(cause) if is_full(&cause) => {
+                mark(Mark::NoSpaceToTakeOver);
+                let reason = format!(
+                    "there is no space to go on with the intent log ({cause}): free some where the pool's \
+                     directory is, then start again"
+                );
+                self.stop(Mode::ReadOnly, &reason);
+                Ok(())
+            }
+            taken_over => taken_over.map_err(log_error),
+        }
     }
 }
 
@@ -299,7 +316,7 @@ fn load_log<H: Host>(
         stores.data.sync_at_opening().map_err(|cause| {
             // The next sync may well succeed, and say nothing of what this one has lost. If this fails
             // as well, there is nothing left to do.
-            let _ = log::make_void(&*stores.log);
+            let _ = left.make_void(&*stores.log);
             sync_error(cause)
         })?;
     }
@@ -405,9 +422,9 @@ fn load_catalog(
         loaded
             .catalog
             .apply(&crate::catalog::Operation::Add(entry))?;
-        loaded.has_unfinished = true;
+        loaded.is_changed = true;
     }
-    loaded.has_unfinished |= lost;
+    loaded.is_changed |= lost;
     Ok(loaded)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use probe::{Mark, mark};
 
 use crate::catalog::{Catalog, CatalogStore, Loaded, Operation, thin_id};
-use crate::error::Error;
+use crate::error::{Error, is_full};
 use crate::history::History;
 use crate::log::{Durable, IntentLog, log_error};
 use crate::metadata::{Change, Metadata};
@@ -61,8 +61,12 @@ pub(crate) struct Writer {
     log: Arc<IntentLog>,
     pub(crate) history: History,
     lines: usize,
-    /// Whether the file's end is not what `lines` says, so that nothing may be appended.
-    file_is_suspect: bool,
+    /// The bytes of these lines. What lies behind them never happened.
+    len: u64,
+    /// Whether there may be something behind them.
+    has_unfinished: bool,
+    /// Whether the lines do not say what the catalog is.
+    is_outdated: bool,
     /// Ids in the metadata, those of devices being deleted included.
     pub(crate) ids: BTreeSet<ThinId>,
 }
@@ -92,7 +96,9 @@ impl Writer {
             log,
             history,
             lines: loaded.lines,
-            file_is_suspect: loaded.has_unfinished,
+            len: loaded.len,
+            has_unfinished: loaded.has_unfinished,
+            is_outdated: loaded.is_changed,
             ids,
         }
     }
@@ -171,21 +177,32 @@ impl Writer {
         self.mend()?;
         let transaction_id = self.metadata.superblock().transaction_id.wrapping_add(1);
         let lines = Catalog::encode_operations(operations, transaction_id);
-        self.file_is_suspect = true;
-        self.file
-            .append(&lines)
-            .map_err(catalog_error("appending to"))?;
-        self.file_is_suspect = false;
+        self.append(&lines)?;
+        self.len += lines.len() as u64;
         self.lines += operations.len();
         Ok(())
     }
 
-    /// Replaces a file whose end is not known by what the catalog is now.
+    /// Makes the file say what the catalog is, and nothing more. Only when devices have come or gone without its
+    /// knowledge does that take space.
     pub(crate) fn mend(&mut self) -> Result<(), Error> {
-        if self.file_is_suspect {
+        if self.is_outdated {
             mark(Mark::CatalogMended);
-            self.rewrite()?;
+            self.rewrite()
+        } else if self.has_unfinished {
+            mark(Mark::CatalogMended);
+            self.append(&[])
+        } else {
+            Ok(())
         }
+    }
+
+    fn append(&mut self, lines: &[u8]) -> Result<(), Error> {
+        self.has_unfinished = true;
+        self.file
+            .append(self.len, lines)
+            .map_err(catalog_error("appending to"))?;
+        self.has_unfinished = false;
         Ok(())
     }
 
@@ -193,11 +210,14 @@ impl Writer {
         let content = self
             .catalog
             .encode(self.metadata.superblock().transaction_id);
-        self.file
-            .replace(&content)
-            .map_err(catalog_error("rewriting"))?;
+        let replaced = self.file.replace(&content);
+        // Otherwise it is not known which of the two is there.
+        self.is_outdated |= replaced.as_ref().is_err_and(|cause| !is_full(cause));
+        replaced.map_err(catalog_error("rewriting"))?;
         self.lines = content.iter().filter(|byte| **byte == b'\n').count();
-        self.file_is_suspect = false;
+        self.len = content.len() as u64;
+        self.has_unfinished = false;
+        self.is_outdated = false;
         Ok(())
     }
 }

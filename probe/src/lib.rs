@@ -72,6 +72,12 @@ names! {
         IncompleteMarker,
         /// The log was void.
         VoidLog,
+        /// A daemon's term of the log began behind records of the one before.
+        TermBesideAnother,
+        /// The log had records of a daemon that did not come to the end of taking it over.
+        TermGivenUp,
+        /// There was no space to take the log over.
+        NoSpaceToTakeOver,
         /// A replay mapped a block and replaced it.
         ReplaySuperseded,
         /// A partial block could not be filled in, and its volume was left out of a commit.
@@ -130,6 +136,8 @@ names! {
         SkipFill,
         /// Changes of mappings are not recorded.
         SkipRecord,
+        /// The log is taken over under the number of a daemon that did not come to the end of that.
+        ReusedTerm,
     }
 }
 

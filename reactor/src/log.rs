@@ -96,22 +96,12 @@ impl LogStore for FileLog {
 
     fn create(&self, content: &[u8], len: u64) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
-        let has_old = self.path.exists();
         let file = written(&temporary, content, len)
-            .and_then(|file| match allocate(&file, len) {
-                // The space of the old one will do, once that is gone.
-                Err(cause) if !(has_old && is_full(&cause)) => Err(cause),
-                _ => Ok(file),
-            })
+            .and_then(|file| allocate(&file, len).map(|()| file))
             .and_then(|file| file.sync_all().map(|()| file))
             .and_then(|file| fs::rename(&temporary, &self.path).map(|()| file))
             .and_then(|file| self.sync_directory().map(|()| file))
             .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-        match allocate(&file, len) {
-            // A write to the log that lacks space will fail then, and so what it is about.
-            Err(cause) if is_full(&cause) => {}
-            allocated => allocated?,
-        }
         *self.file.write() = Some(Arc::new(file));
         Ok(())
     }
@@ -156,11 +146,6 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
         Err(Errno::OPNOTSUPP) => Ok(()),
         allocated => Ok(allocated?),
     }
-}
-
-fn is_full(cause: &io::Error) -> bool {
-    let kind = cause.kind();
-    kind == io::ErrorKind::StorageFull || kind == io::ErrorKind::QuotaExceeded
 }
 
 #[cfg(test)]

@@ -253,9 +253,14 @@ fn with_fault(workload: &[Op], fault: Fault, end: End) -> bool {
     let mode = driver.pool().status().mode;
     driver.machine.power.set_faults([]);
     match fault.io {
-        Some(Io::DataSync | Io::MetadataWrite | Io::MetadataFlush | Io::LogWrite | Io::LogSync)
-            if failed =>
-        {
+        Some(
+            Io::DataSync
+            | Io::MetadataWrite
+            | Io::MetadataFlush
+            | Io::LogCreate
+            | Io::LogWrite
+            | Io::LogSync,
+        ) if failed => {
             assert_eq!(mode, Mode::ReadOnly, "after {fault:?}");
         }
         Some(Io::DataRead | Io::DataWrite | Io::DataAllocate | Io::CatalogWrite) => {

@@ -13,7 +13,7 @@ use tests::Prng;
 use tests::executor::{Task, block_on, run};
 use tests::runs::seeds;
 use tests::setup::{expect_runs, expect_true_space, geometry, name, new, read_all};
-use tests::sim::{Fault, FaultKind, Geometry, Io, Machine, Shape, SimHost};
+use tests::sim::{Fault, Geometry, Io, Machine, Shape, SimHost};
 
 const BLOCK: usize = 65_536;
 const SUB_BLOCK: usize = 4096;
@@ -706,10 +706,7 @@ fn a_full_disk_below_the_log_stops_nobody() {
     let pool = machine.open().unwrap();
     block_on(pool.create_volume(new("a"), 8 * BLOCK as u64, None)).unwrap();
     let a = pool.open_device(&name("a")).unwrap();
-    machine.power.set_faults([Fault {
-        kind: FaultKind::StorageFull,
-        ..Fault::lasting(Io::LogWrite)
-    }]);
+    machine.power.set_faults([Fault::full(Io::LogCreate)]);
     for _ in 0..3 {
         let refused = block_on(a.write(0, &[1; BLOCK], false)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
@@ -721,4 +718,88 @@ fn a_full_disk_below_the_log_stops_nobody() {
     block_on(pool.look_for_space());
     assert_eq!(pool.status().mode, Mode::Write);
     expect_true_space(&machine, &pool);
+}
+
+/// What the scene's volume holds after one small write.
+const AFTER_WRITE: &[(u8, usize)] = &[(2, SUB_BLOCK), (1, 2 * BLOCK - SUB_BLOCK)];
+
+/// There is no space for another log, and none for the catalog: the next daemon goes on in the log there is, and
+/// the one after that.
+#[test]
+fn daemons_that_are_killed_on_a_full_disk_go_on() {
+    let scene = Scene::new();
+    let mut machine = scene.killed();
+    let len = machine.log.content().unwrap().len();
+    for number in 0..40 {
+        let byte = 10 + number;
+        let full = [Io::LogCreate, Io::CatalogWrite].map(Fault::full);
+        machine.power.set_faults(full);
+        let pool = machine.open().unwrap();
+        assert_eq!(pool.status().mode, Mode::Write);
+        let a = pool.open_device(&name("a")).unwrap();
+        let at = u64::from(number) % 8 * BLOCK as u64;
+        block_on(a.discard(at, BLOCK as u64, false)).unwrap();
+        block_on(a.write(at, &[byte; SUB_BLOCK], false)).unwrap();
+        machine = machine.after_kill(&mut Prng::new(number.into()));
+        let pool = machine.open().unwrap();
+        let bytes = read_all(&pool, &name("a"));
+        let at = usize::try_from(at).unwrap();
+        assert_eq!(bytes[at..at + SUB_BLOCK], [byte; SUB_BLOCK]);
+        assert_eq!(bytes[at + SUB_BLOCK..at + BLOCK], [0; BLOCK - SUB_BLOCK]);
+        if number % 3 == 0 {
+            block_on(pool.commit()).unwrap();
+        }
+        machine = machine.after_kill(&mut Prng::new(number.into()));
+        assert_eq!(machine.log.content().unwrap().len(), len, "it has grown");
+    }
+    let pool = machine.open().unwrap();
+    expect_true_space(&machine, &pool);
+}
+
+/// Not even the log there is can be written: the pool can be read, and says what to do.
+#[test]
+fn without_space_for_the_log_a_pool_can_be_read() {
+    let scene = Scene::new();
+    block_on(scene.a().write(0, &[2; SUB_BLOCK], false)).unwrap();
+    let machine = scene.killed();
+    machine.power.set_faults([Fault::full(Io::LogWrite)]);
+    let pool = machine.open().unwrap();
+    let status = pool.status();
+    assert_eq!(status.mode, Mode::ReadOnly);
+    let reason = status.mode_reason;
+    assert!(reason.contains("free some"), "{reason}");
+    expect_runs(&pool, &name("a"), AFTER_WRITE);
+    let next = machine.after_kill(&mut Prng::new(1));
+    let pool = next.open().unwrap();
+    assert_eq!(pool.status().mode, Mode::Write);
+    expect_runs(&pool, &name("a"), AFTER_WRITE);
+    expect_true_space(&next, &pool);
+}
+
+/// The daemon is killed, or the power goes, at any step of taking the log over, twice in a row.
+#[test]
+fn a_log_that_is_being_taken_over_is_not_lost() {
+    let test = "a_log_that_is_being_taken_over_is_not_lost";
+    seeds(9000, 12, test, |mut prng| {
+        let scene = Scene::seeded(prng.fork());
+        block_on(scene.a().write(0, &[2; SUB_BLOCK], false)).unwrap();
+        block_on(scene.a().flush()).unwrap();
+        for (first, second) in (0..9).flat_map(|first| (0..9).map(move |second| (first, second))) {
+            let mut machine = scene.killed();
+            for step in [first, second] {
+                let is_kill = prng.chance(50);
+                machine.power.set_kill(is_kill);
+                machine.power.cut_at(Some(step));
+                drop(machine.open());
+                machine.power.cut();
+                machine = match is_kill {
+                    true => machine.after_kill(&mut prng),
+                    false => machine.after_cut(Shape::any(&mut prng), &mut prng),
+                };
+            }
+            let pool = machine.open().unwrap();
+            expect_runs(&pool, &name("a"), AFTER_WRITE);
+            expect_true_space(&machine, &pool);
+        }
+    });
 }

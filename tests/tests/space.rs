@@ -12,7 +12,7 @@ use pool::{Error, ErrorKind, Mode, NoSpaceOverride, NoSpacePolicy, Pool, ThinDev
 use tests::Prng;
 use tests::executor::{Task, block_on, run};
 use tests::setup::{expect_runs, expect_true_space, machine, name, new, read_all};
-use tests::sim::{Fault, FaultKind, Io, Machine, SimHost};
+use tests::sim::{Fault, Io, Machine, SimHost};
 
 const BLOCK: u64 = 65_536;
 const SEEDS: u64 = 100;
@@ -344,10 +344,7 @@ fn writes_wait_for_the_file_system_below() {
         }
         block_on(volume.discard(8 * BLOCK, 8 * BLOCK, false)).unwrap();
         block_on(pool.commit()).unwrap();
-        machine.power.set_faults([Fault {
-            kind: FaultKind::StorageFull,
-            ..Fault::lasting(io)
-        }]);
+        machine.power.set_faults([Fault::full(io)]);
         let waited = while_queued(&pool, &volume, async {
             assert_eq!(pool.status().mode, Mode::OutOfDataSpace, "{io:?}");
             pool.look_for_space().await;
@@ -373,15 +370,12 @@ fn writes_wait_for_the_file_system_below() {
 /// Where nobody waits, space that came below the pool is noticed all the same; if only a write can tell, by that.
 #[test]
 fn the_mode_follows_the_file_system_below() {
-    for io in [Io::DataAllocate, Io::DataWrite, Io::LogWrite] {
+    for io in [Io::DataAllocate, Io::DataWrite, Io::LogCreate] {
         let machine = machine(16);
         let pool = machine.open().unwrap();
         block_on(pool.create_volume(new("vol"), 100 * BLOCK, None)).unwrap();
         let volume = pool.open_device(&name("vol")).unwrap();
-        machine.power.set_faults([Fault {
-            kind: FaultKind::StorageFull,
-            ..Fault::lasting(io)
-        }]);
+        machine.power.set_faults([Fault::full(io)]);
         for _ in 0..3 {
             let refused = block_on(write(&volume, 0, 1)).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NoSpace);
@@ -401,7 +395,7 @@ fn the_mode_follows_the_file_system_below() {
 /// A store that is full below free blocks keeps writes waiting as long as one whose pool has none.
 #[test]
 fn the_clock_runs_on_while_the_store_below_is_full() {
-    for io in [Io::DataAllocate, Io::DataWrite, Io::LogWrite] {
+    for io in [Io::DataAllocate, Io::DataWrite, Io::LogCreate] {
         let machine = machine(16);
         let pool = machine.open().unwrap();
         pool.set_no_space_policy(NoSpacePolicy::default());
@@ -414,10 +408,7 @@ fn the_clock_runs_on_while_the_store_below_is_full() {
         block_on(pool.set_no_space(&name("eager"), errors)).unwrap();
         let volume = pool.open_device(&name("vol")).unwrap();
         let eager = pool.open_device(&name("eager")).unwrap();
-        machine.power.set_faults([Fault {
-            kind: FaultKind::StorageFull,
-            ..Fault::lasting(io)
-        }]);
+        machine.power.set_faults([Fault::full(io)]);
         let waited = while_queued(&pool, &volume, async {
             for _ in 0..61 {
                 write(&eager, 0, 5).await.unwrap_err();

@@ -124,9 +124,17 @@ fn a_file_catalog_appends_and_replaces() {
     let directory = tempfile::tempdir().unwrap();
     let file = FileCatalog::new(directory.path().join("catalog"));
     assert!(file.load().unwrap().is_empty());
-    file.append(b"a\n").unwrap();
-    file.append(b"b\n").unwrap();
+    file.append(0, b"a\n").unwrap();
+    file.append(2, b"b\n").unwrap();
     assert_eq!(file.load().unwrap(), b"a\nb\n");
+    file.append(2, b"c\n").unwrap();
+    assert_eq!(
+        file.load().unwrap(),
+        b"a\nc\n",
+        "cut off behind the first line"
+    );
+    file.append(2, b"").unwrap();
+    assert_eq!(file.load().unwrap(), b"a\n");
     file.replace(b"c\n").unwrap();
     assert_eq!(file.load().unwrap(), b"c\n");
 }

@@ -2,8 +2,10 @@
 
 use probe::{Mark, mark};
 
+use super::make_void;
 use super::record::{Durable, Entry, RECORD_BYTES, Record, Slot, is_void};
 use super::store::LogStore;
+use super::term::{Term, last, number};
 use crate::error::Error;
 use crate::superblock::Superblock;
 
@@ -16,6 +18,23 @@ pub(crate) struct Loaded {
     pub(crate) is_cut: bool,
     /// Whether there is a log at all: a daemon has not closed the pool, or failed to.
     pub(crate) is_there: bool,
+    /// The first generation that was to be replayed.
+    generation: u64,
+    /// Where the next daemon goes on in it; none when it cannot.
+    pub(crate) next_term: Option<Term>,
+}
+
+impl Loaded {
+    /// Sees to it that of this log only what is durable is ever replayed: a sync has failed.
+    pub(crate) fn make_void(&self, store: &dyn LogStore) -> std::io::Result<()> {
+        make_void(store, last(self.generation))
+    }
+}
+
+/// Records, by the entry that says where they are.
+struct Found<'a> {
+    entry: &'a Entry,
+    records: Vec<Record>,
 }
 
 /// Reads the log, as it belongs to a superblock.
@@ -48,9 +67,9 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
         // that says so.
         if content.is_empty() || !superblock.has_log {
             return Ok(Loaded {
-                records: Vec::new(),
                 is_cut: superblock.has_log,
                 is_there,
+                ..Loaded::default()
             });
         }
         return Err(damaged(if is_ours {
@@ -59,25 +78,27 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
             "it is damaged, or of another version of this program"
         }));
     };
-    let is_void = is_void(&content).map_err(damaged)?;
+    let is_void = is_void(&content, latest.durable.generation).map_err(damaged)?;
     if is_void {
         mark(Mark::VoidLog);
     }
     let is_whole = latest.incarnation == store.incarnation() && !is_void;
-    let records = if is_whole {
+    let found = if is_whole {
         all_records(&content, latest)?
     } else {
         flushed_records(&content, &entries)?
     };
     Ok(Loaded {
-        records,
+        generation: found.entry.durable.generation,
+        next_term: Term::after(&content, found.entry, found.records.len() as u64),
+        records: found.records,
         is_cut: superblock.has_log && !is_whole,
         is_there,
     })
 }
 
 /// Every record that a superblock lacks.
-fn all_records(content: &[u8], entry: &Entry) -> Result<Vec<Record>, Error> {
+fn all_records<'a>(content: &[u8], entry: &'a Entry) -> Result<Found<'a>, Error> {
     let first = entry.durable.generation;
     let mut records = Vec::new();
     for generation in [first, first.saturating_add(1)] {
@@ -88,7 +109,7 @@ fn all_records(content: &[u8], entry: &Entry) -> Result<Vec<Record>, Error> {
             mark(Mark::ReplayTwoGenerations);
         }
     }
-    Ok(records)
+    Ok(Found { entry, records })
 }
 
 /// A marker that was being synced may be there before what it says is, and so may an entry for a superblock
@@ -96,7 +117,7 @@ fn all_records(content: &[u8], entry: &Entry) -> Result<Vec<Record>, Error> {
 const INCOMPLETE_MAX: usize = 2;
 
 /// The records that are durable, by the latest account that is complete.
-fn flushed_records(content: &[u8], entries: &[Entry]) -> Result<Vec<Record>, Error> {
+fn flushed_records<'a>(content: &[u8], entries: &'a [Entry]) -> Result<Found<'a>, Error> {
     let key = |durable: &Durable| (durable.generation, durable.filled.slots);
     let marked = Durable::marked(content).map_err(|what| Error::Log {
         reason: what.into(),
@@ -120,7 +141,7 @@ fn flushed_records(content: &[u8], entries: &[Entry]) -> Result<Vec<Record>, Err
         match durable_records(content, entry, durable) {
             Ok(Some(records)) => {
                 mark(Mark::ReplayToMarker);
-                return Ok(records);
+                return Ok(Found { entry, records });
             }
             Ok(None) => mark(Mark::IncompleteMarker),
             Err(cause) if is_latest => return Err(cause),
@@ -183,8 +204,9 @@ impl Area {
                     }
                     records.push(record);
                 }
-                // Left over from before.
+                // Left over from before, or by a daemon that did not come to the end of taking the log over.
                 Slot::Full(found, _) if found < self.first => {}
+                Slot::Full(found, _) if number(found) > number(self.first) => {}
                 Slot::Full(_, _) => return Err(damaged("it is of a generation yet to come")),
                 Slot::Empty => was_empty = true,
             }

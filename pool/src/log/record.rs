@@ -17,7 +17,8 @@
 //!             56    8 zero                           16   40 what is durable
 //!                                                    56    8 zero
 //! what is durable: generation, slots and records of it, slots and records of the one before
-//! note of a void log: as a marker, with another magic, and nothing durable
+//! generation: the number of its term in the upper half
+//! note of a void log: as a marker, with another magic, and the last generation that it is about
 //! ```
 
 use metadata_btree::Block;
@@ -274,15 +275,21 @@ pub(super) fn no_entries() -> [u8; MARKER_PAGE * PAGE_BYTES] {
     [0; MARKER_PAGE * PAGE_BYTES]
 }
 
-/// The note that of a log only what is durable may be used, and where it belongs.
-pub(super) fn void_note() -> (u64, [u8; RECORD_BYTES]) {
+/// The note that up to this generation only what is durable may be used, and where it belongs.
+pub(super) fn void_note(generation: u64) -> (u64, [u8; RECORD_BYTES]) {
     let at = (VOID_PAGE * PAGE_BYTES) as u64;
-    (at, marker(VOID_MAGIC, &[0; DURABLE_BYTES]))
+    let last = Durable {
+        generation,
+        filled: Filled::default(),
+        before: Filled::default(),
+    };
+    (at, marker(VOID_MAGIC, &last.encode()))
 }
 
-/// Whether a log has that note.
-pub(super) fn is_void(content: &[u8]) -> Result<bool, &'static str> {
-    Ok(marker_in(content, VOID_PAGE, VOID_MAGIC)?.is_some())
+/// Whether a log has that note on this generation.
+pub(super) fn is_void(content: &[u8], generation: u64) -> Result<bool, &'static str> {
+    let note = marker_in(content, VOID_PAGE, VOID_MAGIC)?;
+    Ok(note.is_some_and(|last| Durable::decode(last).generation >= generation))
 }
 
 fn marker(magic: u64, durable: &[u8; DURABLE_BYTES]) -> [u8; RECORD_BYTES] {
@@ -346,6 +353,13 @@ impl Entry {
         put(&mut bytes, 192, &self.superblock);
         seal(&mut bytes[..ENTRY_BYTES]);
         bytes
+    }
+
+    /// One of the two pages as it is, and where it is.
+    pub(super) fn page(content: &[u8], page: usize) -> Option<(u64, Vec<u8>)> {
+        let at = page * PAGE_BYTES;
+        let bytes = content.get(at..at + PAGE_BYTES)?;
+        Some((at as u64, bytes.to_vec()))
     }
 
     /// The entry in one of the two pages at the log's beginning, if there is a sound one.
@@ -492,10 +506,11 @@ mod tests {
         assert_eq!(Durable::marked(&content), Ok(vec![DURABLE, later]));
         content[MARKER_PAGE * PAGE_BYTES + 20] ^= 1;
         assert!(Durable::marked(&content).is_err());
-        assert_eq!(is_void(&content), Ok(false));
-        let (at, bytes) = void_note();
+        assert_eq!(is_void(&content, 5), Ok(false));
+        let (at, bytes) = void_note(5);
         put(&mut content, usize::try_from(at).unwrap_or(0), &bytes);
-        assert_eq!(is_void(&content), Ok(true));
+        assert_eq!(is_void(&content, 5), Ok(true));
+        assert_eq!(is_void(&content, 6), Ok(false), "a later term");
     }
 
     #[test]

@@ -8,8 +8,8 @@ pub trait LogStore: Send + Sync + 'static {
     /// The whole content; none when there is no log.
     fn load(&self) -> io::Result<Option<Vec<u8>>>;
 
-    /// Replaces the log, all or nothing, by one that begins with `content` and has space for `len`
-    /// bytes, of which the others read as zeros. Durable.
+    /// Makes a log, in place of any that is there, all or nothing, that begins with `content` and has space for
+    /// `len` bytes, of which the others read as zeros. Durable.
     fn create(&self, content: &[u8], len: u64) -> io::Result<()>;
 
     /// Writes to the log there is. What was not written in whole when the process died was not written

@@ -67,6 +67,8 @@ pub struct Tally {
     pub doubles: u64,
     /// Crashes after which the superblock was damaged.
     pub lost_superblocks: u64,
+    /// Crashes after which a daemon started without any space first.
+    pub starts_without_space: u64,
     /// I/O that was made to fail.
     pub faults: BTreeMap<Io, u64>,
     /// Openings after closing.
@@ -95,6 +97,7 @@ impl Tally {
         self.kills += other.kills;
         self.doubles += other.doubles;
         self.lost_superblocks += other.lost_superblocks;
+        self.starts_without_space += other.starts_without_space;
         for (io, count) in &other.faults {
             *self.faults.entry(*io).or_default() += count;
         }

@@ -9,7 +9,7 @@ use super::{Driver, Tally};
 use crate::executor::block_on;
 use crate::image::{self, Dumped, dumped};
 use crate::model::{BLOCK, Mapping, Model, UNIT, Unit};
-use crate::sim::{Survivors, to_usize};
+use crate::sim::{Fault, Io, Survivors, to_usize};
 
 impl Driver {
     /// Opens the pool. After a clean close everything must be exactly as it was; after a power cut
@@ -70,6 +70,7 @@ impl Driver {
             self.end(end);
         }
         self.tally.doubles += u64::from(crash.ends.len() > 1);
+        self.start_without_space();
         let is_kill = crash.ends.iter().all(|end| end.is_kill);
         if (self.tally.kills + self.tally.cuts) % 4 == 3 {
             self.lose_superblock(is_kill);
@@ -82,6 +83,40 @@ impl Driver {
             self.open_again(false);
         }
         self.before_kill = None;
+    }
+
+    /// After every fourth crash, opens the pool first while there is no space below it: it can be read, and nothing
+    /// of that is lost when it is opened again. It can also be written, unless even the log has no space.
+    fn start_without_space(&mut self) {
+        let turn = self.tally.kills + self.tally.cuts;
+        if turn % 4 != 1 {
+            return;
+        }
+        let log = [Io::LogCreate, Io::LogWrite];
+        let stores = log[..1 + to_usize(turn / 4 % 2)].iter().copied();
+        let stores = stores.chain([Io::CatalogWrite]);
+        self.machine.power.set_faults(stores.map(Fault::full));
+        let found = self.read_once();
+        self.machine = self.machine.after_kill(&mut self.prng.clone());
+        let copy = self.machine.after_kill(&mut self.prng.clone());
+        let machine = std::mem::replace(&mut self.machine, copy);
+        assert!(
+            found == self.read_once(),
+            "a start without space has changed something"
+        );
+        self.machine = machine;
+        self.tally.starts_without_space += 1;
+    }
+
+    /// What a daemon shows that is killed afterwards.
+    fn read_once(&mut self) -> BTreeMap<DeviceName, Vec<u8>> {
+        match self.machine.open() {
+            Ok(pool) => self.pool = Some(pool),
+            Err(cause) => panic!("the pool does not open: {cause}"),
+        }
+        let contents = self.read_all();
+        self.pool = None;
+        contents
     }
 
     /// Damages the superblock besides. The pool can be read, and holds what it would hold otherwise; nothing is

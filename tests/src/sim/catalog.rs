@@ -39,7 +39,13 @@ impl CatalogStore for SimCatalog {
         }
     }
 
-    fn append(&self, lines: &[u8]) -> io::Result<()> {
+    fn append(&self, len: u64, lines: &[u8]) -> io::Result<()> {
+        if self.content.lock().len() as u64 > len {
+            match self.power.begin(Io::CatalogWrite) {
+                Verdict::Fail(cause) => return Err(cause),
+                Verdict::Go => self.content.lock().truncate(to_usize(len)),
+            }
+        }
         match self.power.begin(Io::CatalogWrite) {
             Verdict::Fail(cause) => {
                 let part = to_usize(self.power.up_to(lines.len() as u64));
@@ -55,7 +61,13 @@ impl CatalogStore for SimCatalog {
 
     fn replace(&self, content: &[u8]) -> io::Result<()> {
         let verdict = self.power.begin(Io::CatalogWrite);
-        if matches!(verdict, Verdict::Go) || self.power.up_to(1) == 1 {
+        let happens = match &verdict {
+            Verdict::Go => true,
+            Verdict::Fail(cause) => {
+                cause.kind() != io::ErrorKind::StorageFull && self.power.up_to(1) == 1
+            }
+        };
+        if happens {
             *self.content.lock() = content.to_vec();
         }
         match verdict {

@@ -84,9 +84,9 @@ impl SimLog {
 
     /// Decides about a write, and whether it happens. One that fails may have, unless its daemon was
     /// dead already, or there was no space for it.
-    fn begin_write(&self) -> (Verdict, bool) {
+    fn begin_write(&self, io: Io) -> (Verdict, bool) {
         let was_alive = !self.power.is_off();
-        let verdict = self.power.begin(Io::LogWrite);
+        let verdict = self.power.begin(io);
         let happens = match &verdict {
             Verdict::Go => true,
             Verdict::Fail(cause) => {
@@ -124,7 +124,7 @@ impl LogStore for SimLog {
 
     fn create(&self, content: &[u8], len: u64) -> io::Result<()> {
         self.power.trace_write(len, content);
-        let (verdict, happens) = self.begin_write();
+        let (verdict, happens) = self.begin_write(Io::LogCreate);
         if happens {
             *self.file.lock() = LogFile {
                 image: Some(image(content, len)),
@@ -136,7 +136,7 @@ impl LogStore for SimLog {
 
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.power.trace_write(at, bytes);
-        let (verdict, happens) = self.begin_write();
+        let (verdict, happens) = self.begin_write(Io::LogWrite);
         if happens {
             let mut file = self.file.lock();
             if probe::is_sabotaged(Sabotage::LateRecord) {

@@ -33,7 +33,9 @@ pub enum Io {
     CatalogWrite,
     /// Reading the intent log.
     LogLoad,
-    /// Creating, writing or removing the intent log.
+    /// Making an intent log.
+    LogCreate,
+    /// Writing or removing the intent log.
     LogWrite,
     /// Syncing the intent log.
     LogSync,
@@ -45,7 +47,7 @@ pub enum Io {
 
 impl Io {
     /// Those that fail now and then, and somebody hears of it.
-    pub const FAULTY: [Io; 10] = [
+    pub const FAULTY: [Io; 11] = [
         Io::DataRead,
         Io::DataWrite,
         Io::DataAllocate,
@@ -54,6 +56,7 @@ impl Io {
         Io::MetadataWrite,
         Io::MetadataFlush,
         Io::CatalogWrite,
+        Io::LogCreate,
         Io::LogWrite,
         Io::LogSync,
     ];
@@ -104,6 +107,14 @@ impl Fault {
         Fault {
             is_sticky: true,
             ..Fault::once(io)
+        }
+    }
+
+    /// There is no space for any I/O of this kind from now on.
+    pub fn full(io: Io) -> Self {
+        Fault {
+            kind: FaultKind::StorageFull,
+            ..Fault::lasting(io)
         }
     }
 

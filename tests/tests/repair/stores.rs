@@ -152,11 +152,11 @@ impl CatalogStore for Memory {
     fn load(&self) -> io::Result<Vec<u8>> {
         Ok(self.0.lock().clone().unwrap_or_default())
     }
-    fn append(&self, lines: &[u8]) -> io::Result<()> {
-        self.0
-            .lock()
-            .get_or_insert_default()
-            .extend_from_slice(lines);
+    fn append(&self, len: u64, lines: &[u8]) -> io::Result<()> {
+        let mut content = self.0.lock();
+        let content = content.get_or_insert_default();
+        content.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+        content.extend_from_slice(lines);
         Ok(())
     }
     fn replace(&self, content: &[u8]) -> io::Result<()> {
