@@ -59,11 +59,14 @@ class Run:
         # Since the last comparison.
         self.is_strict = True
         self.is_cut = False
+        # Whether the disk is.
+        self.is_full = False
         self.number = 0
         self.figures = collections.Counter()
 
     def start(self):
         self.number += 1
+        self.figures["starts_without_space"] += self.is_full
         self.daemon = Daemon(self.pool, self.scratch, "power", self.number)
 
     def cycle(self):
@@ -75,6 +78,7 @@ class Run:
             return self.strike(self.ending())
         self.daemon.wait_ready()
         self.compare()
+        self.set_full(False)
         if self.number % 10 == 0:
             self.close()
             return self.cut_when_closed()
@@ -132,10 +136,14 @@ class Run:
             return self.begin_command()
         self.figures[f"{trouble}_troubles"] += 1
         if trouble == "full":
-            self.disk.tell({"full": True})
+            self.set_full(True)
         else:
             fault = {"operation": trouble, "file": self.dice.choice(STORES), "count": 1}
             self.disk.tell({"fail": fault})
+
+    def set_full(self, is_full):
+        self.is_full = is_full
+        self.disk.tell({"full": is_full})
 
     def relieve(self, trouble):
         """Ends the trouble, or leaves it to the cut; whether a sync has failed."""
@@ -144,7 +152,7 @@ class Run:
             self.figures[f"{trouble}s_failed"] += 1 - left
             return trouble == "sync" and left == 0
         if trouble == "full" and self.dice.random() < 0.5:
-            self.disk.tell({"full": False})
+            self.set_full(False)
             self.drain()
         if self.volume.errors:
             raise Lost(f"requests failed: {self.volume.errors[:5]}")
@@ -204,9 +212,9 @@ class Run:
             self.machine.reboot()
         if ending == "pull" and not self.silent_cuts:
             self.machine.pull()
-        # The next daemon needs a little space, for its log.
-        self.disk.tell({"full": False})
         self.disk.tell("power_on")
+        # The next daemon has no space either.
+        self.disk.tell({"full": self.is_full})
         self.is_strict &= not is_cut
         self.is_cut = is_cut
         self.figures[ending] += 1

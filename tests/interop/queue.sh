@@ -176,3 +176,49 @@ wait $CLIENT
 until_says .mode write
 stop_daemon
 verify "$POOL"
+
+# The daemon is killed, and started again, while the disk is full to the last byte: it shows what was acknowledged,
+# deletes, and writes wait until there is space.
+rm -r "$POOL"
+thinctl init "$POOL" --size 256M --metadata-size 4M
+for volume in vol other; do
+    thinctl create "$POOL/$volume" --size 1G
+done
+serve_nbd "$POOL"
+client fill "$(uri vol)" 0 32
+client fill "$(uri other)" 0 128
+thinctl create-snap "$POOL/other@s"
+# Something takes all space that the pool gives back.
+fill_disk() {
+    head -c 1G /dev/zero >>"$disk/ballast" 2>"$SCRATCH/head" && fail "the disk is not full"
+    same "$(df --output=avail "$disk" | tail -n 1 | tr -d ' ')" 0 "bytes available"
+}
+for _ in $(seq "$(long 2 50)"); do
+    journal=$SCRATCH/journal
+    fill_disk
+    meanwhile load "$(uri vol)" 1 24 "$journal"
+    kill -KILL "$DAEMON"
+    wait "$DAEMON" || true
+    wait $CLIENT
+    fill_disk
+    serve_nbd "$POOL"
+    event '.event == "opened" and .replayed_records > 0'
+    client compare "$(uri vol)" "$journal"
+    # What was discarded has come back.
+    fill_disk
+    client fill "$(uri vol)" 24 32
+    meanwhile queue_most "$(uri vol)" 1024 100 16
+    until_says .mode out_of_data_space
+    thinctl rm "$POOL/other@s"
+    thinctl rm "$POOL/other"
+    wait $CLIENT
+    rm "$disk/ballast"
+    until_says .mode write
+    client trim "$(uri vol)" 1024 100
+    client fill "$(uri vol)" 1 24
+    thinctl create "$POOL/other" --size 1G
+    client fill "$(uri other)" 0 128
+    thinctl create-snap "$POOL/other@s"
+done
+stop_daemon
+verify "$POOL"
