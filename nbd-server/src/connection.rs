@@ -36,6 +36,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(300);
 const BUDGET_RETRY_MIN: Duration = Duration::from_millis(10);
 const BUDGET_RETRY_MAX: Duration = Duration::from_millis(640);
 
+/// The most that the task of a request may take, in bytes: it is moved when it is spawned.
+const TASK_BYTES_MAX: usize = 2048;
+
 /// What a thread needs to serve a connection.
 pub(crate) struct Parts<H: Host> {
     pub(crate) stream: Stream,
@@ -109,6 +112,7 @@ where
     F: Future<Output = ()>,
 {
     fn run(mut self) -> io::Result<()> {
+        const { assert!(size_of::<F>() <= TASK_BYTES_MAX) };
         loop {
             self.take_requests();
             self.end_waiting();

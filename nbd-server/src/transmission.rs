@@ -176,13 +176,15 @@ impl<H: Host> Session<H> {
         result
     }
 
+    /// A request's task is moved when it is spawned, so what is seldom or slow anyway has memory of its own: here,
+    /// and in the pool.
     async fn perform(&self, command: Command, incoming: &Incoming) -> Result<Body, Refusal> {
         let request = &incoming.request;
         let (offset, len) = (request.offset, u64::from(request.len));
         match command {
             Command::Read { unfragmented } => return self.read(request, unfragmented).await,
             Command::BlockStatus { only_first } => {
-                return self.block_status(request, only_first).await;
+                return Box::pin(self.block_status(request, only_first)).await;
             }
             Command::Cache => {}
             Command::Write { durable } => {
@@ -197,10 +199,10 @@ impl<H: Host> Session<H> {
                     .await
                     .map_err(refusal)?;
             }
-            Command::Flush => self.device.flush().await.map_err(refusal)?,
-            Command::Trim { durable } => self.trim(offset, len, durable).await?,
+            Command::Flush => Box::pin(self.device.flush()).await.map_err(refusal)?,
+            Command::Trim { durable } => Box::pin(self.trim(offset, len, durable)).await?,
             Command::WriteZeroes { zeroing, durable } => {
-                self.write_zeroes(offset, len, zeroing, durable).await?;
+                Box::pin(self.write_zeroes(offset, len, zeroing, durable)).await?;
             }
         }
         Ok(Body::Simple(wire::simple_reply(request.cookie, 0)))

@@ -283,22 +283,22 @@ fn asks_again(cause: &io::Error) -> bool {
 impl DataIo for FileIo {
     async fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         if self.direct.is_some() {
-            return self.read_direct(at, buf).await;
+            return Box::pin(self.read_direct(at, buf)).await;
         }
         let done = self.read_warm(at, buf)?;
         if done == buf.len() {
             return Ok(());
         }
-        self.read_cold(at + done as u64, &mut buf[done..]).await
+        Box::pin(self.read_cold(at + done as u64, &mut buf[done..])).await
     }
 
     async fn write(&self, at: u64, buf: &[u8]) -> io::Result<()> {
         if let Some(held) = &self.direct {
-            return self.write_direct(held, at, buf).await;
+            return Box::pin(self.write_direct(held, at, buf)).await;
         }
         let done = self.write_warm(at, buf)?;
         if done < buf.len() {
-            self.write_waiting(at + done as u64, &buf[done..]).await?;
+            Box::pin(self.write_waiting(at + done as u64, &buf[done..])).await?;
         }
         Ok(())
     }

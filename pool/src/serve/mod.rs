@@ -38,7 +38,7 @@ impl<H: Host> Pool<H> {
     ) -> Result<Arc<Chunk>, Error> {
         match device.chunks.get(chunk_of(block)) {
             Some(chunk) => Ok(chunk),
-            None => self.load_chunk(device, chunk_of(block)).await,
+            None => Box::pin(self.load_chunk(device, chunk_of(block))).await,
         }
     }
 

@@ -40,7 +40,7 @@ impl<H: Host> Pool<H> {
             let (bytes, next) = rest.split_at_mut(usize_of(len));
             let hole = match source {
                 Source::Hole => true,
-                Source::Origin => self.read_origin(device, range.start, bytes).await?,
+                Source::Origin => Box::pin(self.read_origin(device, range.start, bytes)).await?,
                 Source::Data(at) => {
                     self.data
                         .read(at, bytes)

@@ -123,9 +123,11 @@ impl<H: Host> Pool<H> {
             Progress { range, payload } = progress;
             match stopped {
                 Ok(()) => {}
-                Err(Stopped::NeedsCommit) => self.commit_through(self.commits.next()).await?,
+                Err(Stopped::NeedsCommit) => {
+                    Box::pin(self.commit_through(self.commits.next())).await?
+                }
                 Err(Stopped::Failed(cause)) if cause.is_lack_of_space() => {
-                    self.find_space(device, patience, &mut turn, cause).await?;
+                    Box::pin(self.find_space(device, patience, &mut turn, cause)).await?;
                 }
                 Err(Stopped::Failed(cause)) => return Err(cause),
             }
@@ -135,7 +137,7 @@ impl<H: Host> Pool<H> {
         }
         drop(turn);
         if durable {
-            self.flush(device).await?;
+            Box::pin(self.flush(device)).await?;
         }
         Ok(())
     }
@@ -161,7 +163,7 @@ impl<H: Host> Pool<H> {
                     self.write_in_place(at, payload).await?;
                 }
                 Target::UnderCell => {
-                    self.write_under_cell(device, &part, payload, turn).await?;
+                    Box::pin(self.write_under_cell(device, &part, payload, turn)).await?;
                 }
             }
             progress.payload = rest;
@@ -204,8 +206,10 @@ impl<H: Host> Pool<H> {
     async fn write_in_place(&self, at: u64, payload: Payload<'_>) -> Result<(), Error> {
         match payload {
             Payload::Bytes(bytes) => self.data.write(at, bytes).await,
-            Payload::Zeros(len) if len > ZERO_WRITE_BYTES_MAX => self.data.zero(at, len).await,
-            Payload::Zeros(len) => self.data.write(at, &vec![0; usize_of(len)]).await,
+            Payload::Zeros(len) if len > ZERO_WRITE_BYTES_MAX => {
+                Box::pin(self.data.zero(at, len)).await
+            }
+            Payload::Zeros(len) => Box::pin(self.data.write(at, &vec![0; usize_of(len)])).await,
         }
         .map_err(data_error("writing"))?;
         let written = &self.counters.written_in_place;
