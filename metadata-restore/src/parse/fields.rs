@@ -1,21 +1,23 @@
 //! The attributes of a tag: numbers, each known by name and there at most once.
 
+use std::borrow::Cow;
+
 use quick_xml::events::BytesStart;
 
 use super::shortened;
 use crate::error::Fault;
 
 /// The attributes of a tag, all of them known.
-pub(super) struct Fields {
+pub(super) struct Fields<'a> {
     element: &'static str,
     /// With what they say, if they are there.
-    values: Vec<(&'static str, Option<String>)>,
+    values: Vec<(&'static str, Option<Cow<'a, str>>)>,
 }
 
-impl Fields {
+impl<'a> Fields<'a> {
     pub(super) fn of(
         element: &'static str,
-        tag: &BytesStart<'_>,
+        tag: &'a BytesStart<'_>,
         known: &[&'static str],
     ) -> Result<Self, Fault> {
         let mut values: Vec<_> = known.iter().map(|name| (*name, None)).collect();
@@ -27,7 +29,7 @@ impl Fields {
                 let name = shortened(name);
                 return Err(Fault::Attribute { element, name });
             };
-            *value = Some(attribute.value.into_owned());
+            *value = Some(attribute.value);
         }
         Ok(Fields { element, values })
     }
