@@ -1,8 +1,8 @@
 //! Reads and examines the children of a node at once, before the walk comes to them.
 //!
 //! Reading is most of the work of a check, and what can be told of a node from itself needs nothing of what
-//! the walk knows. So threads share that; the walk takes the results one by one and is as it would be without.
-//! What waits for it is at most the children of the nodes on its way.
+//! the walk knows. So threads share that; the walk takes the results one by one and is as it would be
+//! without. What waits for it is at most the children of the nodes on its way.
 
 use crate::checker::{Checker, Subtree};
 use crate::finding::{FindingKind, Role};

@@ -2,8 +2,8 @@
 //!
 //! Each device is an element with its mappings in order. Neighbouring mappings with consecutive data blocks
 //! and equal times become one range. Nodes are read as they come up; only those beside the path, as text, and
-//! the numbers of the current tree's nodes are kept. A dump is refused at the first thing that is not as it should be, so what
-//! has been written before an error is not to be used.
+//! the numbers of the current tree's nodes are kept. A dump is refused at the first thing that is not as it
+//! should be, so what has been written before an error is not to be used.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};

@@ -1,8 +1,8 @@
 //! Metadata made of records: the pool, then each device with its mappings, then one commit.
 //!
 //! Each device gets a tree of its own, but for leaves of which the caller knows that they are the same: those
-//! are shared. A data block's count is the number of leaves that name it. Nothing is durable before the commit, and a store that began with zeros
-//! is no pool until then.
+//! are shared. A data block's count is the number of leaves that name it. Nothing is durable before the commit,
+//! and a store that began with zeros is no pool until then.
 //!
 //! Every method but [`Restore::commit`] that fails with [`Restore::is_full`] has changed nothing, and can be
 //! called again once the metadata has grown.
