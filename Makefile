@@ -15,7 +15,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BIN ?= $(RELEASE_BIN)
 
-.PHONY: help build install deb test test-rust test-simulator test-fuzz test-interop test-guest test-demo demo bench bench-guest check fuzz long uml install-deps clean
+.PHONY: help build install deb test test-rust test-simulator test-fuzz test-interop test-guest test-demo demo bench bench-metadata bench-guest check fuzz long uml install-deps clean
 
 help:
 	@echo 'make build         release binaries in target/release'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test          every test: Rust, other programs and the kernel against ours, a small demo'
 	@echo 'make demo          a PostgreSQL database, a snapshot, two clones of it (SCALE=70, DEMO_DIR=/var/tmp)'
 	@echo 'make bench         our figures beside every peer (BENCH_DIR=/var/tmp)'
+	@echo 'make bench-metadata check, dump, repair and restore beside thin-provisioning-tools'
 	@echo 'make bench-guest   our ublk devices beside the kernel and others, in the tests'"'"' guest'
 	@echo 'make check         format, lints, documentation'
 	@echo 'make fuzz          all fuzz targets, for long (SECONDS=600 each)'
@@ -86,6 +87,9 @@ demo: install-deps build
 
 bench: install-deps build
 	THINCTL=$(RELEASE_BIN)/thinctl perf/bench.py --dir $(BENCH_DIR)
+
+bench-metadata: install-deps build
+	THINCTL=$(RELEASE_BIN)/thinctl perf/metadata_tools.py --dir $(BENCH_DIR)
 
 bench-guest: install-deps build
 	THINCTL=$(RELEASE_BIN)/thinctl perf/guest.py

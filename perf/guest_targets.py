@@ -12,7 +12,7 @@ import subprocess
 import time
 
 from guest_io import BLOCK, run
-from metadata import Control
+from snapshots import Control
 
 THINCTL = os.environ.get("THINCTL", "thinctl")
 RUBLK = os.environ.get("RUBLK", "rublk")

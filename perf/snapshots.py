@@ -1,6 +1,6 @@
 """How long snapshots and clones take, and how long they keep a writer waiting, with 64 GiB mapped.
 
-The pool is adopted: its metadata is made by thin_restore from a description of a volume with that many mapped blocks,
+The pool is adopted: its metadata is made by `thinctl restore` from a description of a volume with that many mapped blocks,
 its data file is sparse. Beside it, what a copy of a file by reflink takes, and a new qcow2 overlay.
 """
 
@@ -71,10 +71,9 @@ def make_pool(directory, mappings):
     """Returns the pool's path."""
     xml, store, data = (os.path.join(directory, name) for name in ("xml", "metadata", "data"))
     describe(xml, mappings)
-    for path, size in ((store, max(256 << 20, mappings * 256)), (data, mappings * 2 * BLOCK)):
-        with open(path, "wb") as file:
-            file.truncate(size)
-    run("thin_restore", "-q", "-i", xml, "-o", store)
+    with open(data, "wb") as file:
+        file.truncate(mappings * 2 * BLOCK)
+    run(THINCTL, "restore", xml, "--to", store, "--metadata-size", str(max(256 << 20, mappings * 256)))
     pool = os.path.join(directory, "pool")
     run(THINCTL, "adopt", pool, "--metadata", store, "--data", data,
         "--volume", f"0:big:{mappings * BLOCK}")
