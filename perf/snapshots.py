@@ -139,8 +139,9 @@ def longest_wait(socket):
     return report["max_ns"] / 1e6
 
 
-def measure_peers(directory, say):
-    found, servers = {}, []
+def measure_peers(parent, say):
+    found, servers, directory = {}, [], os.path.join(parent, "peers")
+    os.mkdir(directory)
     try:
         peers.assemble(directory, PEER_BYTES, servers, say, wanted=(peers.XFS, peers.BTRFS))
         for server in servers:
