@@ -113,19 +113,23 @@ def bench(options):
     return f"{'; '.join(facts)}; {options.rounds} rounds\n\n" + "\n".join(parts), figures, picture
 
 
+def write(directory, text, figures, picture):
+    os.makedirs(directory, exist_ok=True)
+    for kind, content in (("md", text), ("json", json.dumps(figures, indent=1)), ("svg", picture)):
+        if content:
+            with open(os.path.join(directory, f"bench.{kind}"), "w") as out:
+                out.write(content)
+
+
 def main():
     options = arguments()
     options.directory = tempfile.mkdtemp(prefix="thinpool-bench.", dir=options.dir)
     try:
         text, figures, picture = bench(options)
+        write(options.out, text, figures, picture)
+        print(text, flush=True)
     finally:
         shutil.rmtree(options.directory, ignore_errors=True)
-    os.makedirs(options.out, exist_ok=True)
-    for kind, content in (("md", text), ("json", json.dumps(figures, indent=1)), ("svg", picture)):
-        if content:
-            with open(os.path.join(options.out, f"bench.{kind}"), "w") as out:
-                out.write(content)
-    print(text)
 
 
 if __name__ == "__main__":
