@@ -31,6 +31,7 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=1, help="of each measurement that is not a number of requests")
     parser.add_argument("--size-mib", type=int, default=1024, help="size of the volumes and files; at least 1024")
     parser.add_argument("--only", default="", metavar="TEXT", help="workloads with this in their name; or: snapshots")
+    parser.add_argument("--servers", nargs="+", metavar="NAME", help="only these, by the names of their columns")
     parser.add_argument("--out", default=os.path.join(TARGET, "bench"), metavar="DIR",
                         help="where bench.md, bench.json and bench.svg go (target/bench)")
     return parser.parse_args()
@@ -53,6 +54,8 @@ def sync_files(directory):
 
 def measure_once(server, workload, options):
     server.renew(workload.kind)
+    if workload.kind in ("in place", "deep"):
+        server.warm()
     sync_files(options.directory)
     how = {"requests": workload.requests} if workload.requests else {"seconds": options.seconds}
     figure = server.measure(**how, **workload.options())
@@ -89,7 +92,7 @@ def bench(options):
         if workloads:
             facts.append(f"generator {peers.generator_rate(options.directory, options.size_mib * MIB):,.0f} requests/s "
                          "against a server that does nothing")
-            peers.assemble(options.directory, options.size_mib * MIB, servers, say)
+            peers.assemble(options.directory, options.size_mib * MIB, servers, say, options.servers)
             results = report.Results()
             try:
                 measure(servers, workloads, options, results)

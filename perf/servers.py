@@ -113,6 +113,11 @@ class Server:
         load(self.socket, self.export if export is None else export, pattern="seqwrite", size=BLOCK, depth=8,
              requests=self.size // BLOCK, structured=self.structured)
 
+    def warm(self):
+        """Reads everything once: the page cache may have lost it, to others or to a host that wants memory."""
+        load(self.socket, self.export, pattern="seqread", size=BLOCK, depth=8, requests=self.size // BLOCK,
+             structured=self.structured)
+
     def measure(self, seconds=None, **options):
         """Runs the load; adds the server's CPU time per request to the report."""
         before = cpu_seconds(self.pid)
