@@ -14,7 +14,7 @@ import urllib.request
 
 # How long series may take to come: two scrapes, and the daemon's first count of who uses how much.
 PATIENCE_SECONDS = 60
-BUILT_IN = {"$__rate_interval": "10s", "${datasource}": "prometheus"}
+BUILT_IN = {"$__rate_interval": "30s", "${datasource}": "prometheus"}
 NAME = re.compile(r"\b(?:thinpool|process)_[a-z_]+")
 
 
@@ -152,6 +152,8 @@ def main():
     check_panels(dashboard)
     queries = check_queries(prometheus, dashboard)
     check_rules(prometheus)
+    # Who uses how much is told when it has been counted.
+    until("thinpool_usage_age_seconds", lambda: "\nthinpool_usage_age_seconds{" in get(metrics))
     rows, live = documented(directory), told(get(metrics))
     for name in sorted(rows.keys() | live.keys()):
         assert rows.get(name) == live.get(name), f"{name}: documented {rows.get(name)}, told {live.get(name)}"
