@@ -14,7 +14,7 @@ new_pool pool --size 512M
 thinctl create "$POOL/own" --size 128M
 # More than is counted at a time, so that a count goes on where it stopped: 1221 blocks.
 head -c 80000000 /dev/zero | tr '\0' a | thinctl write "$POOL/own"
-thinctl create "$POOL/prod" --size 128M
+thinctl create "$POOL/prod" --size 32M
 head -c 8000000 /dev/zero | tr '\0' a | thinctl write "$POOL/prod"
 thinctl create-snap "$POOL/prod@s"
 thinctl clone "$POOL/prod@s" "$POOL/dev"
