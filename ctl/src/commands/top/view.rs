@@ -158,8 +158,8 @@ impl PoolView {
                 total_bytes: status.metadata_total_bytes,
                 until_full_seconds: until_full.metadata_seconds,
             },
-            operations_per_second: devices.iter().map(|one| one.operations_per_second).sum(),
-            bytes_per_second: devices.iter().map(|one| one.bytes_per_second).sum(),
+            operations_per_second: total(devices.iter().map(|one| one.operations_per_second)),
+            bytes_per_second: total(devices.iter().map(|one| one.bytes_per_second)),
             commits_per_second: rate.of(earlier.commits, status.commits),
             log_used_ratio: as_f64(status.log_records) / as_f64(status.log_records_max.max(1)),
             partial_blocks: status.partial_blocks,
@@ -223,7 +223,7 @@ impl DeviceView {
                 .map(|now| (Rates::between(earlier, now, rate), earlier, now))
         };
         let all = Operation::ALL.map(|operation| of(operation).map(|(rates, ..)| rates));
-        let sum = |f: fn(&Rates) -> f64| all.iter().flatten().map(f).sum::<f64>();
+        let sum = |f: fn(&Rates) -> f64| total(all.iter().flatten().map(f));
         let data = [of(Operation::Read), of(Operation::Write)];
         let mut latencies = Vec::new();
         for (_, earlier, now) in data.into_iter().flatten() {
@@ -308,6 +308,11 @@ impl PerSecond {
     fn of(self, before: u64, now: u64) -> f64 {
         as_f64(now.checked_sub(before).unwrap_or(now)) * self.0
     }
+}
+
+/// The sum; of nothing it is 0, where the standard library has -0.
+fn total(rates: impl Iterator<Item = f64>) -> f64 {
+    rates.fold(0.0, |sum, rate| sum + rate)
 }
 
 /// `87 us`, `1.4 ms`, `2.0 s`.
@@ -443,10 +448,13 @@ mod tests {
 
     #[test]
     fn nothing_happens_in_no_time() {
-        let once = look(Instant::now(), vec![device(1, "a", 100)]);
+        let mut never = device(2, "b", 0);
+        never.operations.clear();
+        let once = look(Instant::now(), vec![device(1, "a", 100), never]);
         let view = View::between(&once, &once);
-        assert!(view.devices[0].operations_per_second.abs() < 1e-9);
-        assert_eq!(view.devices[0].latency_p99_seconds, None);
+        for row in view.devices.iter().map(DeviceView::row) {
+            assert_eq!(row[1..8], ["0", "0", "0", "0 B", "0 B", "-", "-"]);
+        }
     }
 
     #[test]
