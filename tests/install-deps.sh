@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs, by apt, what the build and the tests need and this machine lacks. Says nothing when all is there.
 # PostgreSQL comes without a cluster of its own: the demo makes a private one. Services that come along are not
-# started, Prometheus not at boot either: the tests run their own.
+# started, Prometheus and nbd-server not at boot either: the tests run their own.
 set -eu
 
 packages="thin-provisioning-tools libnbd-bin python3-libnbd fio fuse3 postgresql-15 qemu-utils nbdkit
@@ -35,18 +35,6 @@ command -v apt-get >/dev/null || { echo "missing, and no apt-get here:$missing" 
 
 echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
-# A peer to measure, not a service to run: Debian would start it now and with every boot.
-case "$missing" in
-    *nbd-server*)
-        mkdir -p /etc/systemd/system
-        [ -e /etc/systemd/system/nbd-server.service ] || ln -s /dev/null /etc/systemd/system/nbd-server.service
-        if [ ! -e /usr/sbin/policy-rc.d ]; then
-            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-            printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-            chmod +x /usr/sbin/policy-rc.d
-        fi
-        ;;
-esac
 case "$missing" in
     *postgresql*)
         if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
@@ -55,12 +43,15 @@ case "$missing" in
         fi
         ;;
 esac
-case "$missing" in
-    *prometheus*)
-        unit=/etc/systemd/system/prometheus.service
-        [ -e "$unit" ] || { mkdir -p "${unit%/*}" && ln -s /dev/null "$unit"; }
-        ;;
-esac
+# Programs to run in tests, not services: Debian would start them with every boot.
+for service in prometheus nbd-server; do
+    case "$missing" in
+        *"$service"*)
+            unit=/etc/systemd/system/$service.service
+            [ -e "$unit" ] || { mkdir -p "${unit%/*}" && ln -s /dev/null "$unit"; }
+            ;;
+    esac
+done
 # Asked before a service is started; 101 is no.
 if [ ! -e /usr/sbin/policy-rc.d ]; then
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
