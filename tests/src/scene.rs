@@ -136,8 +136,21 @@ impl Scene {
 
     /// Cuts the power, opens the pool again and looks what there is.
     pub fn restart_after_cut(&mut self, prng: &mut Prng) {
+        self.cut_power(prng);
+        self.start_after_cut();
+    }
+
+    /// Cuts the power; the pool is not opened again yet.
+    pub fn cut_power(&mut self, prng: &mut Prng) {
         self.machine.power.cut();
         self.machine = self.machine.after_cut(Shape::any(prng), prng);
+    }
+
+    /// Opens the pool again and looks what there is.
+    ///
+    /// # Panics
+    /// When anything that was flushed is not there.
+    pub fn start_after_cut(&mut self) {
         self.pool = self.machine.open().unwrap();
         self.contents
             .expect("after a cut", &self.pool, Kept::Flushed);

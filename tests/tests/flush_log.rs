@@ -176,8 +176,10 @@ fn a_removed_log_that_comes_back_harms_nothing() {
         }
         assert!(scene.machine.log.content().is_none());
         for _ in 0..2 {
-            scene.restart_after_cut(&mut prng);
+            scene.cut_power(&mut prng);
             came_back += u64::from(scene.machine.log.content().is_some());
+            scene.start_after_cut();
+            assert!(scene.machine.log.content().is_none());
             assert_eq!(scene.pool.replayed_records(), 0);
         }
         let power = &scene.machine.power;
