@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::client::Client;
 use crate::control::ControlSocket;
+use crate::dashboard::DashboardServer;
 use crate::events::Happening;
 use crate::exports::{PoolExports, address_of, start_server};
 use crate::metrics::{MetricsServer, Sources};
@@ -50,7 +51,7 @@ const FIRST_ATTACHMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often such a daemon looks whether its attachments are still there.
 const GONE_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Threads for control calls, commits and metrics. Exports have threads of their own.
+/// Threads for control calls, commits, metrics and the page. Exports have threads of their own.
 const WORKER_THREADS: usize = 2;
 
 /// Serves until SIGTERM or SIGINT, or, if so asked, until nothing is attached any more.
@@ -268,6 +269,7 @@ struct Servers {
     nbd: Vec<Arc<Server>>,
     nbd_addresses: Vec<String>,
     metrics_address: Option<String>,
+    http_address: Option<String>,
     stop: watch::Sender<bool>,
     pools: Vec<Arc<PoolService>>,
     control: Vec<JoinHandle<std::io::Result<()>>>,
@@ -291,6 +293,7 @@ impl Servers {
                 Some(bound.map_err(|cause| CallError::io(format!("metrics: {address}"), &cause))?)
             }
         };
+        let http_address = start_dashboard(args, pools).await?;
         let (nbd, nbd_addresses) = start_nbd(args, pools)?;
         let (stop, stopped) = watch::channel(false);
         let mut control = Vec::new();
@@ -321,6 +324,7 @@ impl Servers {
             nbd,
             nbd_addresses,
             metrics_address,
+            http_address,
             stop,
             pools: pools.to_vec(),
             control,
@@ -353,8 +357,9 @@ impl Servers {
             addresses => addresses.join(","),
         };
         let metrics = self.metrics_address.as_deref().unwrap_or("none");
+        let http = self.http_address.as_deref().unwrap_or("none");
         let line = format!(
-            "{READY_PREFIX}pools={directories} nbd={nbd} metrics={metrics} control={control}\n"
+            "{READY_PREFIX}pools={directories} nbd={nbd} metrics={metrics} http={http} control={control}\n"
         );
         let mut out = std::io::stdout().lock();
         out.write_all(line.as_bytes())
@@ -383,6 +388,26 @@ impl Servers {
             }
         }
     }
+}
+
+/// Serves the page, if anybody wants it; where it is.
+async fn start_dashboard(
+    args: &ServeArgs,
+    pools: &[Arc<PoolService>],
+) -> Result<Option<String>, CallError> {
+    let Some(address) = args.http else {
+        return Ok(None);
+    };
+    let bound = DashboardServer::bind(address).await;
+    let dashboard = bound.map_err(|cause| CallError::io(format!("http: {address}"), &cause))?;
+    let address = dashboard.address().to_string();
+    let pools = pools.to_vec();
+    tokio::spawn(async move {
+        if let Err(cause) = dashboard.serve(pools).await {
+            tracing::error!("http: {cause}");
+        }
+    });
+    Ok(Some(address))
 }
 
 fn start_nbd(

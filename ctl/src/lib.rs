@@ -1,11 +1,12 @@
-//! `thinctl`, which asks, and `thinpoold`, which runs pools, their exports and their metrics.
+//! `thinctl`, which asks, and `thinpoold`, which runs pools, their exports, metrics and a page about them.
 //!
 //! A command makes a `Call` on a pool. One function,
 //! `execute`, carries it out: in the tool when nobody serves the pool, in the
 //! daemon otherwise. Reading order: `cli` and `serve_args` say what can be asked, `protocol` what
 //! travels; `pool_dir` finds and locks a pool, `service` opens it and executes; `session` decides
-//! where that happens; `commands` print. `daemon` puts `control`, `exports`, `attach` and `metrics`
-//! around a service, `space` looks after its space and tells `events`, and `service_manager` hears of them.
+//! where that happens; `commands` print. `daemon` puts `control`, `exports`, `attach`, `metrics` and
+//! `dashboard` around a service, `space` looks after its space and tells `events`, and `service_manager`
+//! hears of them.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod client;
 mod commands;
 mod control;
 mod daemon;
+mod dashboard;
 mod events;
 mod exit;
 mod exports;

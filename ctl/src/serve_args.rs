@@ -18,7 +18,8 @@ pub const HELP: &str = "\
 When everything listens, one line is printed on standard output, with the port that was chosen where \
 port 0 was asked for:
 
-  ready: pools=DIR[,DIR...] nbd=ADDRESS[,ADDRESS...]|none metrics=ADDRESS|none control=PATH[,PATH...]
+  ready: pools=DIR[,DIR...] nbd=ADDRESS[,ADDRESS...]|none metrics=ADDRESS|none http=ADDRESS|none \
+control=PATH[,PATH...]
 
 The log goes to standard error; $THINPOOL_LOG sets its level, info unless given. SIGTERM and SIGINT close everything cleanly.
 
@@ -81,6 +82,13 @@ pub struct ServeArgs {
     /// Serve Prometheus metrics here, at /metrics
     #[arg(long, value_name = "127.0.0.1:PORT", value_parser = parse_loopback)]
     pub metrics: Option<SocketAddr>,
+    /// Serve a page for browsers here: usage, lineage, requests, latencies and events, live
+    ///
+    /// It shows a day of usage, as far as this daemon was there, and changes nothing. Every user of this
+    /// machine can see it, names of volumes included. From another machine: ssh -L 8080:127.0.0.1:PORT HOST,
+    /// then http://localhost:8080. Requests by any name but localhost and loopback addresses are refused.
+    #[arg(long, value_name = "127.0.0.1:PORT", value_parser = parse_loopback)]
+    pub http: Option<SocketAddr>,
     /// End when nothing is attached any more, and leave the caller's terminal
     #[arg(long)]
     pub while_attached: bool,
@@ -172,7 +180,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "expected an address and a port, as in 127.0.0.1:10809".to_owned())
 }
 
-/// Only loopback addresses: metrics are not encrypted, and nobody is asked who he is.
+/// Only loopback addresses: nothing is encrypted there, and nobody is asked who he is.
 fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
     let address = parse_address(text)?;
     if !address.ip().is_loopback() {

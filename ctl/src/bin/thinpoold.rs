@@ -1,4 +1,4 @@
-//! The daemon: runs pools, their exports and their metrics.
+//! The daemon: runs pools, their exports, metrics and a page about them.
 
 #![forbid(unsafe_code)]
 

@@ -6,6 +6,7 @@ mod attach;
 mod bench;
 mod check;
 mod daemon;
+mod dashboard;
 mod lifecycle;
 mod refusals;
 mod service_manager;

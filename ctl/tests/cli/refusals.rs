@@ -124,6 +124,7 @@ fn wrong_command_lines() {
             "--tls-certificates",
         ),
         (&["serve", "p", "--metrics", "10.1.2.3:1"], "loopback"),
+        (&["serve", "p", "--http", "0.0.0.0:1"], "loopback"),
         (&["serve", "p", "p"], "named twice"),
         (&["attach", "vol"], "POOL/VOL"),
         (&["detach", "vol"], "POOL/VOL"),
