@@ -12,6 +12,7 @@ packages="$packages libclang-dev"
 
 # For the guard of the hot path, and the peers that `make bench` compares with.
 packages="$packages valgrind nbd-server btrfs-progs"
+
 # A browser (100 MB to download), for the page of --http.
 packages="$packages chromium-headless-shell fonts-dejavu-core"
 

@@ -6,7 +6,6 @@
 //! this machine only; and so that no web site can look through a visitor's browser, by a name of its own
 //! that leads to 127.0.0.1, only names that always mean this machine are answered.
 
-mod activity;
 mod assets;
 mod history;
 
@@ -26,9 +25,9 @@ use pool::LATENCY_BOUNDS_US;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
-use self::activity::{Activity, activity};
 use self::assets::Asset;
 use self::history::{History, Sample, record};
+use crate::activity::{Activity, activity};
 use crate::events::PoolEvent;
 use crate::service::{PoolService, now};
 
