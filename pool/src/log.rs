@@ -329,9 +329,13 @@ impl IntentLog {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Removes the log of a pool that has committed everything.
+    /// Removes a log that nothing is to be replayed from. The power may bring it back, and when block 0 is lost it
+    /// would be believed; so it names no superblock any more.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        discard(&*self.store)
+        let zeroed = self.store.write(0, &no_entries());
+        let without_entries = zeroed.and_then(|()| self.store.sync());
+        self.store.remove()?;
+        without_entries
     }
 
     /// Permission for a record in the generation that is current then; none when a commit has to come
@@ -425,14 +429,6 @@ impl IntentLog {
 fn make_void(store: &dyn LogStore, generation: u64) -> io::Result<()> {
     let (at, note) = void_note(generation);
     store.write(at, &note)
-}
-
-/// Removes a log that nothing is to be replayed from. The power may bring it back, and when block 0 is lost it
-/// would be believed; so it names no superblock any more.
-pub(crate) fn discard(store: &dyn LogStore) -> io::Result<()> {
-    let without_entries = store.write(0, &no_entries()).and_then(|()| store.sync());
-    store.remove()?;
-    without_entries
 }
 
 /// While this lives, no commit begins.

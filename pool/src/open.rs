@@ -208,6 +208,11 @@ impl<H: Host> Pool<H> {
         ));
         let mut history = History::new(stores.history);
         history.go_on_from(&superblock, left.is_there, may_write);
+        if may_write && left.is_there && !superblock.has_log {
+            // Of a pool that was closed, or of a commit that never was. Not before the superblock is durable, and in the
+            // history: until then this log may be all that knows it. Only who loses block 0 would miss this.
+            let _ = log.remove();
+        }
         let writer = Writer::new(
             metadata,
             loaded,
@@ -302,10 +307,6 @@ fn load_log<H: Host>(
     may_write: bool,
 ) -> Result<log::Loaded, Error> {
     let left = log::load(&*stores.log, superblock)?;
-    if may_write && left.is_there && !superblock.has_log {
-        // Of a pool that was closed, or of a commit that never was. Only who loses block 0 would miss this.
-        let _ = log::discard(&*stores.log);
-    }
     if may_write {
         make_durable(&*stores.metadata, superblock, left.is_there).map_err(|source| Error::Io {
             what: "making the superblock durable".into(),
