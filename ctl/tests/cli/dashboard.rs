@@ -55,16 +55,8 @@ fn it_says_what_the_tool_says() {
     assert_eq!(devices[1]["parent"], "vol");
     assert_eq!(pools[1]["devices"], Value::Array(Vec::new()));
 
-    let write = &devices[0]["operations"][0];
-    assert_eq!(
-        (&write["operation"], &write["bytes"]),
-        (&"write".into(), &(3 << 20).into())
-    );
-    let counts = write["latency_counts"].as_array().unwrap();
-    let bounds = status["latency_bounds_us"].as_array().unwrap();
-    assert_eq!(counts.len(), bounds.len() + 1);
-    let count: u64 = counts.iter().filter_map(Value::as_u64).sum();
-    assert_eq!(write["count"], count);
+    // Requests of clients are counted, and so far there is none.
+    assert_eq!(devices[0]["operations"], Value::Array(Vec::new()));
 
     let history = |after: &str| get(&address, &format!("/api/history?pool=p{after}"));
     let samples = loop {
@@ -151,6 +143,9 @@ fn what_it_does_not_answer() {
     let place = bench.serve(&["p", "--http", "127.0.0.1:0"]);
     let taken = place.ready_value("http").to_owned();
     bench.ok(&["init", "./q", "--size", "16M", "--metadata-size", "2M"]);
-    bench.refused(&["serve", "q", "--http", &taken], 5, &taken);
+    let refused = bench.thinctl(&["serve", "q", "--http", &taken]);
+    let reason = format!("http: {taken}: address already in use");
+    assert_eq!(refused.code, 5);
+    assert!(refused.stderr.contains(&reason), "{}", refused.stderr);
     place.stop();
 }
