@@ -14,9 +14,9 @@
 //! So what a durable marker covers must stay true until a commit is durable that has it all: a data block that
 //! any record names is not given to others before that, even when it has lost its mapping (invariant 2).
 //!
-//! The same holds when a sync has failed. Data that later records map may be lost then, and the log is
-//! made *void*: only what is covered is ever replayed of what this daemon has written. (A daemon that is killed while a sync fails can note
-//! nothing; the kernel has told it, and tells nobody again.)
+//! The same holds when a sync has failed. Data that later records map may be lost then, and the log is made
+//! *void*: only what is covered is ever replayed of what this daemon has written. (A daemon that is killed
+//! while a sync fails can note nothing; the kernel has told it, and tells nobody again.)
 //!
 //! # Generations
 //!

@@ -269,11 +269,7 @@ impl<H: Host> Pool<H> {
         if !pool.is_read_only() {
             // Not before: until then the log may name a commit that was given up, and is all that is known
             // of it should block 0 be lost now. Its names must still be there.
-            match writer.mend() {
-                // Then the next change of the catalog needs that space, too.
-                Err(cause) if cause.is_full() => {}
-                mended => mended?,
-            }
+            writer.mend_if_there_is_space()?;
         }
         drop(writer);
         Ok(pool)

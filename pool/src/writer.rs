@@ -183,6 +183,14 @@ impl Writer {
         Ok(())
     }
 
+    /// As `mend`; for what lacks space now, the next change of the catalog has to find it.
+    pub(crate) fn mend_if_there_is_space(&mut self) -> Result<(), Error> {
+        match self.mend() {
+            Err(cause) if cause.is_full() => Ok(()),
+            mended => mended,
+        }
+    }
+
     /// Makes the file say what the catalog is, and nothing more. Only when devices have come or gone without its
     /// knowledge does that take space.
     pub(crate) fn mend(&mut self) -> Result<(), Error> {

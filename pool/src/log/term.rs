@@ -1,24 +1,25 @@
 //! Terms: how a daemon goes on in the log of the one before.
 //!
-//! There may be no space for another log when a daemon was killed and the next one starts. So that goes on in the
-//! log there is: in a *term* of its own, whose number is the upper half of its generations' numbers.
+//! There may be no space for another log when a daemon was killed and the next one starts. So that goes on
+//! in the log there is: in a *term* of its own, whose number is the upper half of its generations' numbers.
 //!
-//! 1. The entry that was replayed by, and the records it is about, are written once more as they are, and synced: they
-//!    were found after a kill, perhaps, and are not on the disk, or a sync that failed has lost them. From here on
-//!    nothing older is needed.
-//! 2. What was replayed is written again, as the first generation of the new term, behind the records it was.
-//! 3. An entry for the same superblock says that this is to be replayed from now on. It takes the page that the
-//!    other one does not have. A sync, and only then anything else is recorded.
+//! 1. The entry that was replayed by, and the records it is about, are written once more as they are, and
+//!    synced: they were found after a kill, perhaps, and are not on the disk, or a sync that failed has
+//!    lost them. From here on nothing older is needed.
+//! 2. What was replayed is written again, as the first generation of the new term, behind the records it
+//!    was.
+//! 3. An entry for the same superblock says that this is to be replayed from now on. It takes the page that
+//!    the other one does not have. A sync, and only then anything else is recorded.
 //!
-//! A daemon that is killed before the third step, or whose entry is lost with the power, or found without the records,
-//! has changed nothing: the entry before stands, and all that it is about. What it has left behind belongs to a
-//! term that no entry names; the next daemon's number is higher still, so that nobody ever takes it for his
-//! own. Once the entry is durable, everything of earlier terms is void: entries, markers, records, and the note
-//! of a failed sync.
+//! A daemon that is killed before the third step, or whose entry is lost with the power, or found without
+//! the records, has changed nothing: the entry before stands, and all that it is about. What it has left
+//! behind belongs to a term that no entry names; the next daemon's number is higher still, so that nobody
+//! ever takes it for his own. Once the entry is durable, everything of earlier terms is void: entries,
+//! markers, records, and the note of a failed sync.
 //!
-//! The new term begins in the area that the entry's page, hence its parity, says. Its other area has nothing that
-//! is needed. If records of the old term are in the same area, they were made while a commit ran that did
-//! not end, and are few (`IntentLog::permit`).
+//! The new term begins in the area that the entry's page, hence its parity, says. Its other area has
+//! nothing that is needed. If records of the old term are in the same area, they were made while a commit
+//! ran that did not end, and are few (`IntentLog::permit`).
 
 use probe::{Mark, Sabotage, is_sabotaged, mark};
 
