@@ -264,7 +264,8 @@ impl History {
         if found.is_none() {
             self.keep(superblock);
         }
-        self.is_unsynced |= forgotten > 0;
+        // What a killed daemon has kept may be in the page cache only.
+        self.is_unsynced = true;
         self.sync();
         Ok(())
     }
