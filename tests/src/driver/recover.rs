@@ -16,8 +16,9 @@ impl Driver {
     /// it must be one of the things it may be.
     pub(super) fn open_again(&mut self, is_exact: bool) {
         let pool = match self.machine.open() {
+            // Also when it was opened: the history's last write may be lost without a word.
+            _ if self.machine.power.is_off() => return,
             Ok(pool) => pool,
-            Err(_) if self.machine.power.is_off() => return,
             Err(cause) => panic!("the pool does not open: {cause}"),
         };
         let plan = self.machine.power.suspend();
