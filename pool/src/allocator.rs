@@ -164,6 +164,11 @@ impl DataAllocator {
         });
     }
 
+    /// Has the next search begin behind where the last one has found something.
+    pub(crate) fn look_elsewhere(&mut self) {
+        self.cursor = (self.cursor + 1) % self.taken.len().max(1);
+    }
+
     /// Puts a drawn run back.
     pub(crate) fn put_back(&mut self, drawn: Range<u64>) {
         for block in drawn {
@@ -319,6 +324,18 @@ mod tests {
         allocator.make_ready(Some(id(0)), 0..64, false);
         assert_eq!(take(&mut allocator), Some(DataBlock(0)));
         assert_eq!(allocator.free(), 69);
+    }
+
+    #[test]
+    fn one_can_look_elsewhere() {
+        let mut allocator = DataAllocator::new(3 * 64);
+        allocator.add_free(0..3 * 64);
+        for first in [0, 64, 128, 0] {
+            let drawn = allocator.draw(2).unwrap();
+            assert_eq!(drawn, first..first + 2);
+            allocator.put_back(drawn);
+            allocator.look_elsewhere();
+        }
     }
 
     #[test]

@@ -194,16 +194,14 @@ impl IntentLog {
         let records: Vec<u8> = left.records.iter().flat_map(encode).collect();
         let slot = durable.filled.slots - left.records.len() as u64;
         let records_at = self.layout.position(durable.generation, slot);
-        let Some(term) = &left.next_term else {
+        let (Some(_), Some(relied_on)) = (&left.next_term, &left.relied_on) else {
             let mut content = entry;
             content.resize(records_at, 0);
             content.extend_from_slice(&records);
             return self.create(&content);
         };
         self.is_created.store(true, Ordering::SeqCst);
-        for (at, bytes) in &term.relied_on {
-            self.store.write(*at, bytes)?;
-        }
+        relied_on.write_again(&*self.store)?;
         self.sync()?;
         self.store.write(records_at as u64, &records)?;
         self.store.write(entry_at, &entry)?;

@@ -208,7 +208,7 @@ impl<H: Host> Pool<H> {
         ));
         let mut history = History::new(stores.history);
         history.go_on_from(&superblock, left.is_there, may_write);
-        if may_write && left.is_there && !superblock.has_log {
+        if may_write && left.is_there && !superblock.has_log && left.records.is_empty() {
             // Of a pool that was closed, or of a commit that never was. Not before the superblock is durable, and in the
             // history: until then this log may be all that knows it. Only who loses block 0 would miss this.
             let _ = log.remove();

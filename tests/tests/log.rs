@@ -803,3 +803,36 @@ fn a_log_that_is_being_taken_over_is_not_lost() {
         }
     });
 }
+
+/// A daemon fails to make durable what it takes over. That is held against what it has recorded, not against the
+/// daemon after it.
+#[test]
+fn a_failed_sync_of_a_start_is_not_held_against_the_next_daemon() {
+    for failing in 0..2 {
+        let mut prng = Prng::new(7);
+        let scene = Scene::new();
+        block_on(scene.a().write(0, &[2; SUB_BLOCK], false)).unwrap();
+        block_on(scene.a().flush()).unwrap();
+        let machine = scene.killed();
+        let fault = Fault {
+            after: failing,
+            ..Fault::once(Io::LogSync)
+        };
+        machine.power.set_faults([fault]);
+        assert!(machine.open().is_err(), "sync {failing}");
+        machine.power.cut();
+        let machine = machine.after_kill(&mut prng);
+        let pool = machine.open().unwrap();
+        let volume = pool.open_device(&name("a")).unwrap();
+        block_on(volume.write(5 * BLOCK as u64, &[4; SUB_BLOCK], false)).unwrap();
+        machine.power.cut();
+        let machine = machine.after_kill(&mut prng);
+        let pool = machine.open().unwrap();
+        assert!(!pool.has_cut_log(), "sync {failing}");
+        let found = read_all(&pool, &name("a"));
+        assert!(found[..SUB_BLOCK].iter().all(|byte| *byte == 2));
+        let written = &found[5 * BLOCK..5 * BLOCK + SUB_BLOCK];
+        assert!(written.iter().all(|byte| *byte == 4), "sync {failing}");
+        expect_true_space(&machine, &pool);
+    }
+}

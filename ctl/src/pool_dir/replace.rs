@@ -30,10 +30,13 @@ impl PoolDir {
     /// What stopped it; the pool is as it was then.
     pub fn replace_metadata(&self, new: &Path) -> Result<PathBuf, CallError> {
         let old = self.metadata_file()?;
-        self.forget_history()?;
         let kept = keep(&old)?;
+        let aside = self.put_history_aside()?;
         let renamed = fs::rename(new, &old).and_then(|()| sync_parent(&old));
-        renamed.map_err(|cause| CallError::io(old.display(), &cause))?;
+        renamed.map_err(|cause| {
+            self.put_history_back(aside.as_deref());
+            CallError::io(old.display(), &cause)
+        })?;
         Ok(kept)
     }
 
@@ -44,23 +47,33 @@ impl PoolDir {
     pub fn use_metadata(&self, new: &Path) -> Result<(), CallError> {
         let failed = |cause: &io::Error| CallError::io(new.display(), cause);
         let metadata = new.canonicalize().map_err(|cause| failed(&cause))?;
-        self.forget_history()?;
+        let aside = self.put_history_aside()?;
         let config = PoolConfig {
             metadata,
             ..self.config.clone()
         };
-        write_config(&self.path, &config)
-            .map_err(|cause| CallError::io(self.path.display(), &cause))
+        write_config(&self.path, &config).map_err(|cause| {
+            self.put_history_back(aside.as_deref());
+            CallError::io(self.path.display(), &cause)
+        })
     }
 
-    /// Forgets superblocks that do not belong to the metadata to come.
-    fn forget_history(&self) -> Result<(), CallError> {
+    /// Gives superblocks that do not belong to the metadata to come another name. They may be all that knows the
+    /// metadata there is, so they are not removed.
+    fn put_history_aside(&self) -> Result<Option<PathBuf>, CallError> {
         let path = self.path.join(HISTORY_FILE);
-        match fs::remove_file(&path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(CallError::io(path.display(), &cause))
-            }
-            _ => Ok(()),
+        let aside = with_suffix(&path, "damaged");
+        match fs::rename(&path, &aside).and_then(|()| sync_parent(&path)) {
+            Ok(()) => Ok(Some(aside)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(CallError::io(path.display(), &cause)),
+        }
+    }
+
+    fn put_history_back(&self, aside: Option<&Path>) {
+        if let Some(aside) = aside {
+            // What went wrong before says more.
+            let _ = fs::rename(aside, self.path.join(HISTORY_FILE));
         }
     }
 

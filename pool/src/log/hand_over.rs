@@ -1,9 +1,10 @@
 //! A log that goes over to new metadata, made of what a repair could salvage.
 //!
 //! Entries say by its bytes to which superblock they belong. One more is written, for the superblock of the
-//! new metadata, in the page that the last one leaves free: so the log belongs to both until the new metadata
-//! is in the old one's place, whatever happens in between. New metadata maps nothing that the old did not, so
-//! that all blocks which the log maps are free there as well.
+//! new metadata, in the page that the one leaves free by which the log is replayed; before that, this one and its
+//! records are made durable, as a daemon does that goes on in a log (`term.rs`). So the log belongs to both until
+//! the new metadata is in the old one's place, whatever happens in between. New metadata maps nothing that the
+//! old did not, so that all blocks which the log maps are free there as well.
 
 use metadata_btree::{Block, BlockKind, BlockStore};
 
@@ -51,19 +52,11 @@ pub fn hand_over_log(
     block.as_bytes_mut().copy_from_slice(old);
     BlockKind::Superblock.seal(&mut block, LOCATION);
     let old = Superblock::decode(&block)?;
-    let records = load(log, &old)?.records.len() as u64;
-    if records == 0 {
-        return Ok(0);
-    }
-    let content = log.load().map_err(log_error)?.unwrap_or_default();
-    let image = Entry::superblock(&old.block());
-    let entries = [0, 1].map(|page| Entry::decode(&content, page));
-    let of_old = entries
-        .into_iter()
-        .flatten()
-        .filter(|entry| entry.superblock == image);
-    let Some(latest) = of_old.max_by_key(|entry| entry.durable.generation) else {
-        unreachable!("there are no records without an entry");
+    let left = load(log, &old)?;
+    let records = left.records.len() as u64;
+    let relied_on = match left.relied_on {
+        Some(relied_on) if records > 0 => relied_on,
+        _ => return Ok(0),
     };
     let superblock = announce(new).map_err(|source| Error::Io {
         what: "writing the new superblock".into(),
@@ -71,12 +64,15 @@ pub fn hand_over_log(
     })??;
     let entry = Entry {
         superblock: Entry::superblock(&superblock),
-        ..latest
+        ..relied_on.entry.clone()
     };
-    let free_page = Entry::position(entry.durable.generation.wrapping_add(1));
-    log.write(free_page, &entry.encode())
-        .and_then(|()| log.sync())
-        .map_err(log_error)?;
+    let handed_over = || {
+        relied_on.write_again(log)?;
+        log.sync()?;
+        log.write(relied_on.other_page(), &entry.encode())?;
+        log.sync()
+    };
+    handed_over().map_err(log_error)?;
     Ok(records)
 }
 

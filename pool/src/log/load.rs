@@ -5,7 +5,7 @@ use probe::{Mark, mark};
 use super::make_void;
 use super::record::{Durable, Entry, RECORD_BYTES, Record, Slot, is_void};
 use super::store::LogStore;
-use super::term::{Term, last, number};
+use super::term::{ReliedOn, Term, last, number};
 use crate::error::Error;
 use crate::superblock::Superblock;
 
@@ -20,6 +20,8 @@ pub(crate) struct Loaded {
     pub(crate) is_there: bool,
     /// The first generation that was to be replayed.
     generation: u64,
+    /// What was replayed by.
+    pub(super) relied_on: Option<ReliedOn>,
     /// Where the next daemon goes on in it; none when it cannot.
     pub(crate) next_term: Option<Term>,
 }
@@ -88,9 +90,14 @@ pub(crate) fn load(store: &dyn LogStore, superblock: &Superblock) -> Result<Load
     } else {
         flushed_records(&content, &entries)?
     };
+    let relied_on = ReliedOn::of(&content, found.entry);
+    let replayed = found.records.len() as u64;
     Ok(Loaded {
         generation: found.entry.durable.generation,
-        next_term: Term::after(&content, found.entry, found.records.len() as u64),
+        next_term: relied_on
+            .as_ref()
+            .and_then(|relied_on| Term::after(&content, relied_on, replayed)),
+        relied_on,
         records: found.records,
         is_cut: superblock.has_log && !is_whole,
         is_there,

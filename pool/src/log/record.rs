@@ -288,8 +288,13 @@ pub(super) fn void_note(generation: u64) -> (u64, [u8; RECORD_BYTES]) {
 
 /// Whether a log has that note on this generation.
 pub(super) fn is_void(content: &[u8], generation: u64) -> Result<bool, &'static str> {
+    Ok(voided(content)?.is_some_and(|last| last >= generation))
+}
+
+/// The last generation that the note is about, if a log has it.
+pub(super) fn voided(content: &[u8]) -> Result<Option<u64>, &'static str> {
     let note = marker_in(content, VOID_PAGE, VOID_MAGIC)?;
-    Ok(note.is_some_and(|last| Durable::decode(last).generation >= generation))
+    Ok(note.map(|last| Durable::decode(last).generation))
 }
 
 fn marker(magic: u64, durable: &[u8; DURABLE_BYTES]) -> [u8; RECORD_BYTES] {

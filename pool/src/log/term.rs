@@ -21,10 +21,12 @@
 //! nothing that is needed. If records of the old term are in the same area, they were made while a commit
 //! ran that did not end, and are few (`IntentLog::permit`).
 
+use std::io;
+
 use probe::{Mark, Sabotage, is_sabotaged, mark};
 
-use super::record::{Entry, Layout, RECORD_BYTES, Record, Slot};
-use super::{FIRST, RECORDS_MIN, records_max};
+use super::record::{Entry, Layout, RECORD_BYTES, Record, Slot, voided};
+use super::{FIRST, LogStore, RECORDS_MIN, records_max};
 
 /// The bits of a generation's number below those of its term.
 const BITS: u32 = 32;
@@ -39,6 +41,61 @@ pub(super) fn last(generation: u64) -> u64 {
     generation | ((1 << BITS) - 1)
 }
 
+/// The entry by which a log was replayed, and all that it is about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ReliedOn {
+    pub(super) entry: Entry,
+    page: usize,
+    /// How many slots of each area are needed.
+    used: [usize; 2],
+    /// Positions in the log, and what is there.
+    parts: Vec<(u64, Vec<u8>)>,
+}
+
+impl ReliedOn {
+    pub(super) fn of(content: &[u8], entry: &Entry) -> Option<Self> {
+        let entries = [0, 1].map(|page| Entry::decode(content, page));
+        let page = entries
+            .iter()
+            .position(|found| found.as_ref() == Some(entry))?;
+        let layout = entry.layout;
+        let first = entry.durable.generation;
+        let needed = first..=first.saturating_add(1);
+        let is_needed =
+            |slot| generation_of(slot).is_some_and(|generation| needed.contains(&generation));
+        let used = [0, 1].map(|area| {
+            let slots = layout.area(content, area);
+            slots.iter().rposition(is_needed).map_or(0, |last| last + 1)
+        });
+        let areas = [0, 1].map(|area: u64| {
+            let slots = &layout.area(content, area)[..used[usize::from(area == 1)]];
+            (
+                layout.position(area, 0) as u64,
+                slots.as_flattened().to_vec(),
+            )
+        });
+        let page_as_it_is = Entry::page(content, page)?;
+        Some(ReliedOn {
+            entry: entry.clone(),
+            page,
+            used,
+            parts: [page_as_it_is].into_iter().chain(areas).collect(),
+        })
+    }
+
+    /// Writes it once more as it is. After a sync nothing else is needed.
+    pub(super) fn write_again(&self, store: &dyn LogStore) -> io::Result<()> {
+        self.parts
+            .iter()
+            .try_for_each(|(at, bytes)| store.write(*at, bytes))
+    }
+
+    /// Where another entry may be written then.
+    pub(super) fn other_page(&self) -> u64 {
+        Entry::position(1 - self.page as u64)
+    }
+}
+
 /// Where a daemon begins.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Term {
@@ -47,8 +104,6 @@ pub(crate) struct Term {
     pub(super) first: u64,
     /// The first slot for it.
     pub(super) slot: u64,
-    /// What was replayed by, and where it is: positions in the log, and what is there.
-    pub(super) relied_on: Vec<(u64, Vec<u8>)>,
 }
 
 impl Term {
@@ -58,25 +113,24 @@ impl Term {
             layout,
             first: FIRST,
             slot: 0,
-            relied_on: Vec::new(),
         }
     }
 
     /// The one after that of an entry by which so many records were replayed. None where there is no room for it.
-    pub(super) fn after(content: &[u8], entry: &Entry, replayed: u64) -> Option<Self> {
+    pub(super) fn after(content: &[u8], relied_on: &ReliedOn, replayed: u64) -> Option<Self> {
+        let entry = &relied_on.entry;
         let layout = entry.layout;
         let replayed_from = entry.durable.generation;
         let entries = [0, 1].map(|page| Entry::decode(content, page));
-        let page = entries
-            .iter()
-            .position(|found| found.as_ref() == Some(entry))?;
         let named = entries
             .iter()
             .flatten()
             .map(|entry| entry.durable.generation);
         let areas = [0, 1].map(|area| layout.area(content, area));
         let recorded = areas.iter().copied().flatten().filter_map(generation_of);
-        let newest = named.chain(recorded).map(number).max()?;
+        // A term whose first sync has failed may have left nothing but the note.
+        let voided = voided(content).ok()?;
+        let newest = named.chain(recorded).chain(voided).map(number).max()?;
         if newest > number(replayed_from) {
             mark(Mark::TermGivenUp);
         }
@@ -86,37 +140,18 @@ impl Term {
         };
         let term = u32::try_from(newest).ok()?.checked_add(1)?;
         // Of the other parity than the page.
-        let first = u64::from(term) << BITS | (FIRST + 1 - page as u64);
-        let needed = replayed_from..=replayed_from.saturating_add(1);
-        let is_needed =
-            |slot| generation_of(slot).is_some_and(|generation| needed.contains(&generation));
-        let used = |area| {
-            let slots = layout.area(content, area);
-            slots.iter().rposition(is_needed).map_or(0, |last| last + 1)
-        };
-        let slot = used(first) as u64;
+        let first = u64::from(term) << BITS | (FIRST + 1 - relied_on.page as u64);
+        let slot = relied_on.used[usize::from(first % 2 == 1)] as u64;
         if slot > 0 {
             mark(Mark::TermBesideAnother);
         }
         let end = slot + replayed + records_max(layout);
         let has_room = records_max(layout) >= RECORDS_MIN && end <= layout.slots;
         let is_all_there = content.len() as u64 >= layout.len();
-        if !has_room || !is_all_there {
-            return None;
-        }
-        let page = Entry::page(content, page)?;
-        let areas = [0, 1].map(|area| {
-            let slots = &layout.area(content, area)[..used(area)];
-            (
-                layout.position(area, 0) as u64,
-                slots.as_flattened().to_vec(),
-            )
-        });
-        Some(Term {
+        (has_room && is_all_there).then_some(Term {
             layout,
             first,
             slot,
-            relied_on: [page].into_iter().chain(areas).collect(),
         })
     }
 }

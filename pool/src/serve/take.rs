@@ -12,6 +12,9 @@ use crate::units::ThinId;
 /// How much of the data store is asked for at once, in bytes.
 const DRAW_BYTES: u64 = 1024 * 1024;
 
+/// How many blocks are tried while the data store has no space.
+const FULL_TRIES: usize = 16;
+
 impl<H: Host> Pool<H> {
     /// Takes a free data block for a device, which can be written without lack of space on the data store.
     ///
@@ -47,11 +50,17 @@ impl<H: Host> Pool<H> {
         if self.allocator.lock().has_ready(owner) {
             return Ok(true);
         }
-        let drawn = match self.draw(owner, DRAW_BYTES / self.block_size.bytes()).await {
-            // What is left may suffice for one.
-            Err(cause) if is_full(&cause) => self.draw(owner, 1).await,
-            outcome => outcome,
-        };
+        let mut drawn = self.draw(owner, DRAW_BYTES / self.block_size.bytes()).await;
+        for _ in 0..FULL_TRIES {
+            if !matches!(&drawn, Err(cause) if is_full(cause)) {
+                break;
+            }
+            // What is left may suffice for one; and a block elsewhere may have its space already.
+            drawn = self.draw(owner, 1).await;
+            if drawn.is_err() {
+                self.allocator.lock().look_elsewhere();
+            }
+        }
         match drawn {
             Ok(false) => Ok(self.allocator.lock().take_over(owner)),
             Err(cause) if is_full(&cause) && self.allocator.lock().take_over(owner) => Ok(true),
