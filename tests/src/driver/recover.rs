@@ -8,7 +8,7 @@ use super::crash::{Crash, End};
 use super::{Driver, Tally};
 use crate::executor::block_on;
 use crate::image::{self, Dumped, dumped};
-use crate::model::{BLOCK, Mapping, Model, UNIT, Unit};
+use crate::model::{BLOCK, Model, UNIT, Unit};
 use crate::sim::{Fault, Io, Survivors, to_usize};
 
 impl Driver {
@@ -355,11 +355,8 @@ impl Driver {
         let times = dumped.values().flat_map(|device| device.mappings.values());
         let latest = times.map(|mapping| mapping.time).max().unwrap_or(0);
         self.model.time = self.pool().status().time.max(latest);
-        self.model.adopt_mappings(by_name);
-        self.model.deleting = deleting
-            .into_values()
-            .map(|device| -> BTreeMap<u64, Mapping> { device.mappings })
-            .collect();
+        let deleting = deleting.into_values().map(|device| device.mappings);
+        self.model.adopt_mappings(by_name, deleting.collect());
         Ok(())
     }
 }

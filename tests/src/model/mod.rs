@@ -142,11 +142,13 @@ impl Model {
         alone.count() as u64
     }
 
-    /// Takes over the mappings of all devices, by name, and recounts.
+    /// Takes over the mappings of all devices, by name, and of those being deleted, and recounts.
     pub fn adopt_mappings(
         &mut self,
         mut found: BTreeMap<DeviceName, (BTreeMap<u64, Mapping>, u32)>,
+        deleting: Vec<BTreeMap<u64, Mapping>>,
     ) {
+        self.deleting = deleting;
         for device in self.devices.values_mut() {
             if let Some((mappings, snapshotted)) = found.remove(&device.name) {
                 device.mappings = mappings;
@@ -159,6 +161,10 @@ impl Model {
     /// Counts references anew.
     pub fn recount(&mut self) {
         self.references.clear();
+        // New blocks get numbers that nothing has, devices that are being deleted included.
+        let deleting = self.deleting.iter().flat_map(BTreeMap::values);
+        let first_free = deleting.map(|mapping| mapping.data + 1).max();
+        self.next_data = self.next_data.max(first_free.unwrap_or(0));
         for device in self.devices.values() {
             for mapping in device.mappings.values() {
                 *self.references.entry(mapping.data).or_default() += 1;
